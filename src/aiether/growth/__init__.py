@@ -1,0 +1,60 @@
+"""Growth: a trigger says when, a plan says what, `migrate` does it."""
+
+from __future__ import annotations
+
+from .config import GrowthConfig
+from .controller import GrowthController
+from .families import FAMILIES, Family, block_tensors, family_of
+from .initialise import INITIALISERS, BlockSource, initialise_output_projections
+from .lineage import LayerRecord, Lineage
+from .migrate import Migration, TrainingState, grow_config, migrate, renames
+from .plan import (
+    PLACEMENTS,
+    GrowthPlan,
+    LayerOrigin,
+    depth_of,
+    depth_schedule,
+    frontier,
+    next_depth,
+    plan_growth,
+    planned_depth,
+)
+from .presets import GROWTH_PRESETS
+from .protocol import Phases
+from .trigger import TRIGGERS, Decision, Observation, TriggerState, decide, relative_improvement
+
+__all__ = [
+    "FAMILIES",
+    "GROWTH_PRESETS",
+    "INITIALISERS",
+    "PLACEMENTS",
+    "TRIGGERS",
+    "BlockSource",
+    "Decision",
+    "Family",
+    "GrowthConfig",
+    "GrowthController",
+    "GrowthPlan",
+    "LayerOrigin",
+    "LayerRecord",
+    "Lineage",
+    "Migration",
+    "Observation",
+    "Phases",
+    "TrainingState",
+    "TriggerState",
+    "block_tensors",
+    "decide",
+    "depth_of",
+    "depth_schedule",
+    "family_of",
+    "frontier",
+    "grow_config",
+    "initialise_output_projections",
+    "migrate",
+    "next_depth",
+    "plan_growth",
+    "planned_depth",
+    "relative_improvement",
+    "renames",
+]

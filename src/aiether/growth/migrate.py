@@ -1,0 +1,219 @@
+"""Carry a growth out: a pure function from one training state to another.
+
+Nothing here knows whether the state came from a live model, a checkpoint or a sharded one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..geometry import Trajectory
+from .config import GrowthConfig, Initialiser
+from .families import Family, block_tensors, family_of
+from .initialise import INITIALISERS, BlockSource, Metrics
+from .plan import GrowthPlan
+
+ParameterMoments = dict[str, Tensor | float | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """All that training a model has accumulated, by name.
+
+    Attributes
+    ----------
+    config: the model's configuration dict (transformers' `config.to_dict()`).
+    tensors: `model.state_dict()`; tied tensors may stand under both names.
+    moments: optimizer state by parameter name, such as `{"exp_avg": ..., "exp_avg_sq": ..., "step": ...}`.
+    step: optimizer steps done.
+    extra: JSON that is passed through untouched.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    moments: dict[str, ParameterMoments] = field(default_factory=dict)
+    step: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Migration:
+    """The grown state, what was measured for each new tensor, and the plan that was carried out."""
+
+    state: TrainingState
+    tensor_metrics: dict[str, Metrics]
+    plan: GrowthPlan
+
+
+def migrate(
+    state: TrainingState,
+    plan: GrowthPlan,
+    *,
+    growth: GrowthConfig,
+    trajectory: Trajectory | None = None,
+    final_depth: int,
+    seed: int,
+) -> Migration:
+    """Grow a training state by `plan`; the input is not modified.
+
+    Old tensors and moments are the same objects under their new names (no copy, so ties between names hold);
+    new tensors are fresh storage with their source's dtype and device. What is drawn depends only on `seed`,
+    `state.step` and the new layer's index. `plan.init` chooses the initialiser, `growth` its settings.
+
+    Raises
+    ------
+    ValueError
+        If the plan, the configuration and the tensors do not agree on the depth, or the family is unknown.
+    """
+    family = family_of(state.config)
+    blocks = block_tensors(state.tensors, family)
+    _check_depth(state, plan, blocks, family)
+    made: dict[int, dict[str, Tensor]] = {}
+    tensor_metrics: dict[str, Metrics] = {}
+    for layer in plan.new_layers:
+        source = BlockSource(
+            layer=plan.layers[layer].source,
+            tensors={
+                suffix: state.tensors[name] for suffix, name in blocks[plan.layers[layer].source].items()
+            },
+            trajectory=trajectory,
+            family=family,
+            config=state.config,
+            final_depth=final_depth,
+            generator=layer_generator(seed, state.step, layer),
+            growth=growth,
+        )
+        made[layer], metrics = _make_block(source, plan.init)
+        tensor_metrics |= {family.name(layer, suffix): entry for suffix, entry in metrics.items()}
+    grown = replace(
+        state,
+        config=grow_config(state.config, plan, family),
+        tensors=_renumber(state.tensors, plan, family, made),
+        moments=_grow_moments(state.moments, plan, family, growth),
+        extra=dict(state.extra),
+    )
+    return Migration(grown, tensor_metrics, plan)
+
+
+def _check_depth(state: TrainingState, plan: GrowthPlan, blocks: Mapping[int, Any], family: Family) -> None:
+    stated = family.depth(state.config)
+    if list(blocks) != list(range(stated)):
+        raise ValueError(
+            f"the configuration states {stated} layers, the tensors hold layers {list(blocks)}: "
+            "give the configuration and the state dict of the same model"
+        )
+    if plan.depth_before != stated:
+        raise ValueError(
+            f"the plan is for {plan.depth_before} layers, the model has {stated}: plan from this model"
+        )
+
+
+def _make_block(source: BlockSource, init: Initialiser) -> tuple[dict[str, Tensor], dict[str, Metrics]]:
+    with torch.no_grad():
+        tensors, own = INITIALISERS[init](source)
+    metrics: dict[str, Metrics] = {}
+    for suffix, tensor in tensors.items():
+        change = _change(source.tensors[suffix], tensor)
+        metrics[suffix] = {"init": init, "source": source.layer, **change, **own.get(suffix, {})}
+    return tensors, metrics
+
+
+def _change(source: Tensor, new: Tensor) -> Metrics:
+    if not new.is_floating_point():
+        return {}
+    norm = float(torch.linalg.vector_norm(source.float()))
+    change = float(torch.linalg.vector_norm(new.float() - source.float()))
+    return {"source_norm": norm, "relative_change": change / norm if norm else None}
+
+
+def layer_generator(seed: int, step: int, layer: int) -> torch.Generator:
+    """The CPU generator of one new layer: the same on every machine for the same three numbers."""
+    digest = hashlib.sha256(f"new layer:{seed}:{step}:{layer}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def renames(names: Iterable[str], plan: GrowthPlan, family: Family) -> dict[str, tuple[str, ...]]:
+    """Old name -> the names it has in the grown model: its own first, then those made from it."""
+    positions = {source: [plan.old_to_new[source]] for source in range(plan.depth_before)}
+    for layer in plan.new_layers:
+        positions[plan.layers[layer].source].append(layer)
+    result: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        parts = family.split(name)
+        result[name] = (
+            tuple(family.name(layer, parts[1]) for layer in positions[parts[0]]) if parts else (name,)
+        )
+    return result
+
+
+def _renumber(
+    tensors: Mapping[str, Tensor], plan: GrowthPlan, family: Family, made: Mapping[int, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Old tensors under their new names, new ones among them, in the order of a state dict."""
+    blocks = block_tensors(tensors, family)
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if family.split(name) is None:
+            result[name] = tensor
+        elif name == next(iter(blocks[0].values())):
+            for layer, origin in enumerate(plan.layers):
+                own = made.get(layer) or {s: tensors[n] for s, n in blocks[origin.source].items()}
+                result |= {family.name(layer, suffix): value for suffix, value in own.items()}
+    return result
+
+
+def _grow_moments(
+    moments: Mapping[str, ParameterMoments], plan: GrowthPlan, family: Family, growth: GrowthConfig
+) -> dict[str, ParameterMoments]:
+    if growth.moments == "reset":
+        return {}
+    result: dict[str, ParameterMoments] = {}
+    for name, (own, *new) in renames(moments, plan, family).items():
+        result[own] = dict(moments[name])
+        for fresh in new:
+            result[fresh] = {
+                key: _new_moment(value, copy=growth.moments == "copy") for key, value in moments[name].items()
+            }
+    return result
+
+
+def _new_moment(value: Tensor | float | int, *, copy: bool) -> Tensor | float | int:
+    if isinstance(value, Tensor):
+        return value.detach().clone() if copy else torch.zeros_like(value)
+    return value if copy else type(value)(0)
+
+
+def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> dict[str, Any]:
+    """The configuration of the grown model: its depth, and lists with one entry a layer.
+
+    Raises
+    ------
+    ValueError
+        If a list does not have one entry a layer, or attention is scaled by the layer's index and old layers
+        move.
+    """
+    moved = any(old != new for old, new in plan.old_to_new.items())
+    if config.get("scale_attn_by_inverse_layer_idx") and moved:
+        raise ValueError(
+            "scale_attn_by_inverse_layer_idx ties a layer's function to its index, and this plan moves old "
+            "layers: use placement 'stack' or 'top'"
+        )
+    grown = dict(config)
+    for key in {family.depth_key, "num_hidden_layers"} & set(config):
+        grown[key] = plan.depth_after
+    for key in family.per_layer_keys:
+        values = config.get(key)
+        if values is None:
+            continue
+        if len(values) != plan.depth_before:
+            raise ValueError(
+                f"configuration list {key!r} has {len(values)} entries for {plan.depth_before} layers"
+            )
+        grown[key] = [values[origin.source] for origin in plan.layers]
+    return grown

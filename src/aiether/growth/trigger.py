@@ -1,0 +1,223 @@
+"""When to grow: pure decisions on what an evaluation shows."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..geometry import GeometryMetrics
+from .config import MIN_SNAPSHOTS, GrowthConfig, TriggerName
+from .plan import GrowthPlan, depth_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one evaluation shows.
+
+    Attributes
+    ----------
+    step, total_steps: optimizer steps so far, and of the whole budget.
+    depth, final_depth: layers now, and at most.
+    eval_loss: mean validation loss in nats.
+    metrics: geometry of the watched layers; None while the window holds fewer than three snapshots.
+    num_snapshots: snapshots in the window.
+    seed: the run's seed, from which the `random` trigger draws its times.
+    """
+
+    step: int
+    total_steps: int
+    depth: int
+    final_depth: int
+    eval_loss: float
+    metrics: GeometryMetrics | None = None
+    num_snapshots: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriggerState:
+    """What a trigger remembers between evaluations; JSON-able.
+
+    Attributes
+    ----------
+    stagnation: consecutive evaluations in stagnation (Definition 20).
+    eval_losses: finite validation losses since the last growth.
+    num_growths: growths so far.
+    growth_steps: steps of the growths so far.
+    random_steps: the `random` trigger's times, drawn once; None before.
+    """
+
+    stagnation: int = 0
+    eval_losses: tuple[float, ...] = ()
+    growth_steps: tuple[int, ...] = ()
+    random_steps: tuple[int, ...] | None = None
+
+    @property
+    def num_growths(self) -> int:
+        return len(self.growth_steps)
+
+    def after_growth(self, step: int) -> TriggerState:
+        """Counters and losses start again: they belong to the smaller model."""
+        return replace(self, stagnation=0, eval_losses=(), growth_steps=(*self.growth_steps, step))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `from_dict` inverts it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TriggerState:
+        times = data["random_steps"]
+        return cls(
+            stagnation=data["stagnation"],
+            eval_losses=tuple(data["eval_losses"]),
+            growth_steps=tuple(data["growth_steps"]),
+            random_steps=None if times is None else tuple(times),
+        )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to grow now, why or why not, and (from the controller) the plan."""
+
+    grow: bool
+    reason: str
+    plan: GrowthPlan | None = None
+
+
+Trigger = Callable[[GrowthConfig, TriggerState, Observation], tuple[TriggerState, Decision]]
+
+
+def decide(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
+    """The trigger's verdict on one evaluation, within the limits that hold for every trigger.
+
+    Call it once for each evaluation outside the protocol's frozen phases. A loss that is not finite never
+    grows the model and resets the counter.
+    """
+    if not math.isfinite(obs.eval_loss):
+        return replace(state, stagnation=0), Decision(
+            False, f"validation loss is {obs.eval_loss}: never grows on that"
+        )
+    state = replace(state, eval_losses=(*state.eval_losses, float(obs.eval_loss)))
+    state, decision = TRIGGERS[config.trigger](config, state, obs)
+    if decision.grow and (limit := _limit(config, obs)):
+        return state, Decision(False, f"{limit} ({decision.reason})")
+    return state, decision
+
+
+def _limit(config: GrowthConfig, obs: Observation) -> str | None:
+    if not depth_schedule(config, obs.depth, final_depth=obs.final_depth):
+        return f"has its final depth of {obs.depth} layers"
+    if obs.step > config.latest_growth * obs.total_steps:
+        return f"too late: past {config.latest_growth:.0%} of {obs.total_steps} steps (latest_growth)"
+    if config.protocol_steps and obs.step + config.protocol_steps >= obs.total_steps:
+        return (
+            f"too late: {config.protocol_steps} steps of isolated warm-up would not end before the run does"
+        )
+    return None
+
+
+def relative_improvement(eval_losses: tuple[float, ...], patience: int) -> float | None:
+    """Best of the last `patience` losses against the best before them, relative to the latter.
+
+    None while there is nothing before them. Negative when the recent ones are worse.
+    """
+    if len(eval_losses) <= patience:
+        return None
+    before, recent = min(eval_losses[:-patience]), min(eval_losses[-patience:])
+    return (before - recent) / max(abs(before), 1e-12)
+
+
+def _loss_verdict(config: GrowthConfig, state: TriggerState) -> Decision:
+    improvement = relative_improvement(state.eval_losses, config.pg_patience)
+    if improvement is None:
+        have = len(state.eval_losses)
+        return Decision(
+            False, f"{have} evaluations since the last growth, {config.pg_patience + 1} are needed"
+        )
+    change = f"best validation loss improved by {improvement:.2%} over {config.pg_patience} evaluations"
+    if improvement < config.pg_threshold:
+        return Decision(True, f"{change}, less than {config.pg_threshold:.2%}")
+    return Decision(False, f"{change}, still {config.pg_threshold:.2%} or more")
+
+
+def _warming_up(config: GrowthConfig, obs: Observation) -> Decision | None:
+    if obs.step < config.warmup_steps:
+        return Decision(False, f"no check before step {config.warmup_steps} (warmup_steps)")
+    return None
+
+
+def _geometric(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
+    if early := _warming_up(config, obs):
+        return replace(state, stagnation=0), early
+    if obs.metrics is None:
+        have = f"{obs.num_snapshots} snapshots in the window, {MIN_SNAPSHOTS} are needed"
+        return replace(state, stagnation=0), Decision(False, have)
+    tau, kappa = watched_values(config, obs.metrics)
+    stagnant = tau >= config.tau_crit and kappa >= config.kappa_crit
+    state = replace(state, stagnation=state.stagnation + 1 if stagnant else 0)
+    word = "normalised " if config.thresholds == "normalised" else ""
+    measured = (
+        f"{word}tau {tau:.3g} (threshold {config.tau_crit:g}), kappa {kappa:.3g} ({config.kappa_crit:g}), "
+        f"{state.stagnation} of {config.pg_patience} evaluations in stagnation"
+    )
+    if state.stagnation < config.pg_patience:
+        return state, Decision(False, measured)
+    loss = _loss_verdict(config, state)
+    return state, Decision(loss.grow, f"{measured}; {loss.reason}")
+
+
+def watched_values(config: GrowthConfig, metrics: GeometryMetrics) -> tuple[float, float]:
+    """The tau and kappa that the thresholds are compared with: raw or normalised."""
+    if config.thresholds == "normalised":
+        return metrics.tau_normalised, metrics.kappa_normalised
+    return metrics.tau, metrics.kappa
+
+
+def _plateau(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
+    return state, _warming_up(config, obs) or _loss_verdict(config, state)
+
+
+def _fixed(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
+    steps = tuple(round(fraction * obs.total_steps) for fraction in config.growth_fractions)
+    return state, _scheduled(steps, state, obs)
+
+
+def _random(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
+    if state.random_steps is None:
+        state = replace(state, random_steps=draw_random_steps(config, obs))
+    assert state.random_steps is not None
+    return state, _scheduled(state.random_steps, state, obs)
+
+
+def draw_random_steps(config: GrowthConfig, obs: Observation) -> tuple[int, ...]:
+    """Rising growth steps, uniform from `warmup_steps` to the latest growth, one for each growth to come."""
+    count = len(depth_schedule(config, obs.depth, final_depth=obs.final_depth))
+    latest = config.latest_growth * obs.total_steps
+    draw = random.Random(f"growth times:{obs.seed}")
+    return tuple(sorted(int(draw.uniform(min(config.warmup_steps, latest), latest)) for _ in range(count)))
+
+
+def _scheduled(steps: tuple[int, ...], state: TriggerState, obs: Observation) -> Decision:
+    if state.num_growths >= len(steps):
+        return Decision(False, f"all {len(steps)} growths of the schedule are done")
+    due = steps[state.num_growths]
+    if obs.step >= due:
+        return Decision(True, f"growth {state.num_growths + 1} of {len(steps)} was due at step {due}")
+    return Decision(False, f"growth {state.num_growths + 1} of {len(steps)} is due at step {due}")
+
+
+def _never(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
+    return state, Decision(False, "trigger is 'never'")
+
+
+TRIGGERS: dict[TriggerName, Trigger] = {
+    "geometric": _geometric,
+    "plateau": _plateau,
+    "fixed": _fixed,
+    "random": _random,
+    "never": _never,
+}
+"""Registry: (config, state, observation) -> (state, decision)."""
