@@ -1,0 +1,156 @@
+"""Inner products of the velocities of a tensor, streamed in chunks that fit in cache.
+
+Every quantity of the geometry is a function of G = V Vᵀ, where row t of V is W_t - W_{t-1}
+(docs/mathematics.md). Differences and sums are taken in float64, because an eigenvalue of G is the
+square of a singular value of V: in float32 every mode below 3e-4 of the largest would be noise.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TensorLike: TypeAlias = Tensor | np.ndarray
+
+# Elements of one float64 work buffer. On a CPU two of them stay within the shared cache; on an accelerator
+# they have to be large enough to hide the cost of starting a kernel.
+_CPU_ELEMENTS = 1 << 18
+_ACCELERATOR_ELEMENTS = 1 << 22
+_ALIGNMENT = 64
+
+
+def as_tensor(value: TensorLike) -> Tensor:
+    """The value as a detached floating-point tensor that shares its memory where it can.
+
+    Raises `ValueError` for integer, boolean, complex and extended-precision values.
+    """
+    tensor = _from_numpy(value) if isinstance(value, np.ndarray) else value.detach()
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"a snapshot has dtype {tensor.dtype}, but geometry needs floating-point values: "
+            "leave integer and boolean tensors out, or convert them first"
+        )
+    return tensor
+
+
+def _from_numpy(array: np.ndarray) -> Tensor:
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        raise ValueError(
+            f"a snapshot has dtype {array.dtype}, but the widest supported is float64: convert it"
+        )
+    native = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+    with warnings.catch_warnings():
+        # A read-only array (np.load with mmap_mode="r") is fine here: nothing below writes to it.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(native)
+
+
+def as_rows(snapshots: Sequence[TensorLike]) -> list[Tensor]:
+    """The snapshots as flat tensors of one length; contiguous ones are not copied."""
+    tensors = [as_tensor(snapshot) for snapshot in snapshots]
+    for index, tensor in enumerate(tensors):
+        if tensor.shape != tensors[0].shape:
+            raise ValueError(
+                f"snapshot {index} has shape {tuple(tensor.shape)}, the first {tuple(tensors[0].shape)}: "
+                "a trajectory is the history of one tensor, whose shape stays the same"
+            )
+    return [tensor.reshape(-1) for tensor in tensors]
+
+
+def compute_device(tensor: Tensor) -> torch.device:
+    """Where float64 work on this tensor happens: beside it, or on the CPU where it has no float64 (MPS)."""
+    return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
+
+
+def chunks(num_rows: int, num_elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Bounds of the column ranges in which `num_rows` rows of `num_elements` are worked through."""
+    length = chunk_length(num_rows, num_elements, device)
+    for start in range(0, num_elements, length):
+        yield start, min(start + length, num_elements)
+
+
+def chunk_length(num_rows: int, num_elements: int, device: torch.device) -> int:
+    budget = _CPU_ELEMENTS if device.type == "cpu" else _ACCELERATOR_ELEMENTS
+    aligned = max(budget // max(num_rows, 1) // _ALIGNMENT, 1) * _ALIGNMENT
+    return max(min(aligned, num_elements), 1)
+
+
+def work_buffer(num_rows: int, num_elements: int, device: torch.device) -> Tensor:
+    """An uninitialised float64 buffer (num_rows, chunk_length)."""
+    length = chunk_length(num_rows, num_elements, device)
+    return torch.empty(num_rows, length, dtype=torch.float64, device=device)
+
+
+def velocity_chunks(
+    rows: Sequence[Tensor], device: torch.device
+) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yield (start, stop, positions (S, n), velocities (S-1, n)) in float64; the buffers are reused."""
+    num_elements = rows[0].numel()
+    positions = work_buffer(len(rows), num_elements, device)
+    velocities = torch.empty_like(positions[1:])
+    for start, stop in chunks(len(rows), num_elements, device):
+        position, velocity = positions[:, : stop - start], velocities[:, : stop - start]
+        for target, row in zip(position, rows, strict=True):
+            source = row[start:stop]
+            target.copy_(source if source.device.type != "mps" else source.to(device))
+        torch.sub(position[1:], position[:-1], out=velocity)
+        yield start, stop, position, velocity
+
+
+def velocity_gram(snapshots: Sequence[TensorLike]) -> Tensor:
+    """The Gram matrix of the velocities, G[s, t] = <W_{s+1} - W_s, W_{t+1} - W_t>.
+
+    Args:
+        snapshots: S >= 2 tensors or arrays of one shape, oldest first; any floating dtype, any device.
+
+    Returns:
+        (S-1, S-1) float64 on the CPU, symmetric. Work memory is a constant of a few MB.
+
+    Raises:
+        ValueError: fewer than two snapshots, unequal shapes or a dtype that is not floating-point.
+    """
+    if len(snapshots) < 2:
+        raise ValueError(
+            f"{len(snapshots)} snapshot(s) given, but a velocity needs at least 2: collect more first"
+        )
+    rows = as_rows(snapshots)
+    device = compute_device(rows[-1])
+    count = len(rows) - 1
+    lower = torch.zeros(count, count, dtype=torch.float64, device=device)
+    for _, _, _, velocity in velocity_chunks(rows, device):
+        # One matrix-vector product a row keeps to the lower triangle; for so few rows it is also faster
+        # than a general matrix product (benchmarks/geometry.py).
+        for index in range(count):
+            lower[index, : index + 1].addmv_(velocity[: index + 1], velocity[index])
+    return symmetric(lower.cpu())
+
+
+def symmetric(lower: Tensor) -> Tensor:
+    """The symmetric matrix whose lower triangle is given."""
+    return torch.tril(lower) + torch.tril(lower, -1).T
+
+
+def add_velocities(snapshots: Sequence[TensorLike], coefficients: Tensor) -> Tensor:
+    """W_{S-1} + sum_t c_t V_t, in the shape, dtype and device of the last snapshot.
+
+    `coefficients` is (S-1,) float64. The sum is taken in float64 and rounded once.
+    """
+    rows = as_rows(snapshots)
+    last = as_tensor(snapshots[-1])
+    result = torch.empty_like(last, memory_format=torch.contiguous_format)
+    flat = result.view(-1)
+    device = compute_device(last)
+    weights = coefficients.to(device=device, dtype=torch.float64)
+    for start, stop, position, velocity in velocity_chunks(rows, device):
+        flat[start:stop].copy_(_narrowed(torch.addmv(position[-1], velocity.T, weights), flat))
+    return result
+
+
+def _narrowed(values: Tensor, like: Tensor) -> Tensor:
+    # A device without float64 can only receive values that are already in its own dtype.
+    return values.to(like.dtype) if like.device.type == "mps" else values

@@ -1,0 +1,304 @@
+"""A rolling window of snapshots of named tensors, with the Gram matrices of their velocities.
+
+`append` only copies: one pass over the new values. The rows of a Gram matrix that new snapshots call for
+are computed when `gram` asks for them, each row once, in one pass over the window, so a tensor that nobody
+asks about costs no more than its copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from aiether.geometry.gram import TensorLike, as_tensor, chunk_length, chunks, compute_device
+
+Storage = Literal["device", "host", "disk"]
+
+
+@dataclass
+class _Ring:
+    """The window of one tensor: snapshot number c (counted from the first ever) lies in row c mod S."""
+
+    rows: Tensor  # (S, P)
+    shape: torch.Size
+    # (S, S) float64 by row: products of the velocities that end in these rows. A velocity keeps its row for
+    # as long as it is in the window, so each product is computed at one place by one call, and its bits
+    # depend neither on when it was asked for nor on what else the window holds.
+    gram: Tensor
+    num_computed: int = field(default=1)  # velocities that end in a snapshot below this number are in `gram`
+
+
+class Trajectory:
+    """The last `window_size` snapshots of a fixed set of tensors.
+
+    Args:
+        window_size: S, the number of snapshots that are kept, at least 2.
+        storage: where they lie: "device" beside the tensors, "host" in main memory, "disk" in a memory-mapped
+            file that the operating system pages in and out.
+        directory: with "disk", the folder on whose file system they lie (default: the system's temporary
+            one). Nothing is left in it: the trajectory's lasting form is `state_dict` and `snapshot_items`.
+
+    A snapshot costs one copy of the tensors; the window S times their memory, in their own dtype.
+    """
+
+    def __init__(self, window_size: int, storage: Storage = "device", directory: Path | None = None) -> None:
+        if window_size < 2:
+            raise ValueError(
+                f"window_size is {window_size}, but a velocity needs 2 snapshots: give 2 or more"
+            )
+        if storage not in get_args(Storage):
+            raise ValueError(f"storage is {storage!r}, allowed are {', '.join(get_args(Storage))}")
+        self.window_size = window_size
+        self.storage: Storage = storage
+        self._directory = directory
+        self._rings: dict[str, _Ring] = {}
+        self._steps: list[int] = []
+        self._count = 0  # snapshots ever taken since the window was last empty
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The training steps of the snapshots, oldest first."""
+        return tuple(self._steps)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._rings)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the window takes, filled or not."""
+        return sum(ring.rows.nbytes for ring in self._rings.values())
+
+    def clear(self) -> None:
+        """Forget everything; the next `append` may bring other tensors."""
+        self._rings.clear()
+        self._steps.clear()
+        self._count = 0
+
+    def append(self, tensors: Mapping[str, TensorLike], step: int) -> None:
+        """Copy the tensors into the window, in place of the oldest snapshot when it is full.
+
+        Raises:
+            ValueError: no tensors, or names, shapes or dtypes other than in the window, or a step that is not
+                after the last one. The window is then as it was.
+        """
+        values = {name: as_tensor(value) for name, value in tensors.items()}
+        if not values:
+            raise ValueError("no tensors given: a snapshot needs at least one named tensor")
+        if self._steps and step <= self._steps[-1]:
+            raise ValueError(
+                f"step {step} does not come after step {self._steps[-1]}: append in order, or clear()"
+            )
+        if not self._rings:
+            self._rings = {name: self._new_ring(value) for name, value in values.items()}
+        self._check(values)
+        if len(self._steps) == self.window_size:
+            # Forgotten before its memory is reused: an interrupt in the copying then leaves a valid window.
+            del self._steps[0]
+        row = self._count % self.window_size
+        for name, value in values.items():
+            ring = self._rings[name]
+            ring.rows[row].view(ring.shape).copy_(value)
+        self._steps.append(step)
+        self._count += 1
+
+    def gram(self, names: str | Sequence[str]) -> Tensor:
+        """The Gram matrix of the velocities of one tensor, or of several taken together.
+
+        Several tensors are one point of the product space (technical report, Definition 1), whose inner
+        product
+        is the sum of theirs: so is the Gram matrix.
+
+        Returns:
+            (S-1, S-1) float64 on the CPU, S = len(self); (0, 0) below two snapshots.
+        """
+        selected = [names] if isinstance(names, str) else list(dict.fromkeys(names))
+        if not selected:
+            raise ValueError(f"no names given: name one or more of {self._known()}")
+        index = [number % self.window_size for number in self._velocities()]
+        total = torch.zeros(len(index), len(index), dtype=torch.float64)
+        for name in selected:
+            ring = self._ring(name)
+            self._complete(ring)
+            total += ring.gram[index][:, index]
+        return total
+
+    def snapshots(self, name: str) -> list[Tensor]:
+        """The snapshots of one tensor, oldest first, in its shape and dtype.
+
+        They are views into the window, valid until the next `append` or `clear`: clone what has to last.
+        """
+        ring = self._ring(name)
+        first = self._count - len(self._steps)
+        return [ring.rows[number % self.window_size].view(ring.shape) for number in range(first, self._count)]
+
+    def snapshot_items(self, step: int) -> dict[str, Tensor]:
+        """All tensors of the snapshot of one step, as views into the window (see `snapshots`)."""
+        if step not in self._steps:
+            raise ValueError(f"no snapshot of step {step}: the window holds {self._steps}")
+        row = (self._count - len(self._steps) + self._steps.index(step)) % self.window_size
+        return {name: ring.rows[row].view(ring.shape) for name, ring in self._rings.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the snapshots, in numbers, strings, lists and dicts that JSON keeps exactly.
+
+        Together with `snapshot_items` of each of `steps` it restores the trajectory (`from_state`). It
+        computes nothing, so saving does not change what follows.
+        """
+        first = self._count - len(self._steps)
+        grams: dict[str, list[list[float]]] = {}
+        for name, ring in self._rings.items():
+            index = [n % self.window_size for n in self._velocities() if n < ring.num_computed]
+            grams[name] = ring.gram[index][:, index].tolist()
+        return {"window_size": self.window_size, "steps": list(self._steps), "first": first, "grams": grams}
+
+    @classmethod
+    def from_state(
+        cls,
+        state: Mapping[str, Any],
+        load: Callable[[int], Mapping[str, TensorLike]],
+        *,
+        storage: Storage = "device",
+        directory: Path | None = None,
+        device: torch.device | str | None = None,
+    ) -> Trajectory:
+        """The trajectory that gave `state`, bit for bit, also in all Gram matrices to come.
+
+        Args:
+            state: of `state_dict`, also after a round trip through JSON.
+            load: the tensors of the snapshot of a step (what `snapshot_items` gave); called once a step.
+            storage, directory: as in the constructor; they need not be the same as before.
+            device: with storage "device", where the snapshots shall lie; default: where `load` puts them.
+
+        Raises:
+            ValueError: a snapshot does not hold the tensors that the state names.
+        """
+        trajectory = cls(int(state["window_size"]), storage, directory)
+        trajectory._count = int(state["first"])
+        grams: Mapping[str, list[list[float]]] = state["grams"]
+        for step in state["steps"]:
+            loaded = {name: as_tensor(value) for name, value in load(int(step)).items()}
+            if set(loaded) != set(grams):
+                raise ValueError(
+                    f"the snapshot of step {step} holds other tensors than the trajectory's state: "
+                    f"{_difference(loaded, grams)}; take both from the same checkpoint"
+                )
+            ordered = {name: loaded[name] if device is None else loaded[name].to(device) for name in grams}
+            trajectory.append(ordered, int(step))
+        for name, rows in grams.items():
+            trajectory._restore(trajectory._rings[name], rows)
+        return trajectory
+
+    def _restore(self, ring: _Ring, rows: list[list[float]]) -> None:
+        numbers = list(self._velocities())[: len(rows)]
+        index = torch.tensor([number % self.window_size for number in numbers], dtype=torch.long)
+        values = torch.tensor(rows, dtype=torch.float64).view(len(rows), len(rows))
+        ring.gram[index[:, None], index] = values
+        ring.num_computed = self._count - len(self._steps) + 1 + len(rows)
+
+    def _velocities(self) -> range:
+        """Numbers of the snapshots in which a velocity of the window ends."""
+        return range(self._count - len(self._steps) + 1, self._count)
+
+    def _complete(self, ring: _Ring) -> None:
+        """Compute the Gram rows of the velocities that arrived since the last call."""
+        pending = [number for number in self._velocities() if number >= ring.num_computed]
+        if not pending:
+            return
+        products = _products(
+            ring.rows, min(self._count, self.window_size), [n % self.window_size for n in pending]
+        )
+        for number, row in zip(pending, products, strict=True):
+            own = number % self.window_size
+            index = [n % self.window_size for n in self._velocities() if n <= number]
+            ring.gram[own, index] = row[index]
+            ring.gram[index, own] = row[index]
+        ring.num_computed = self._count
+
+    def _new_ring(self, value: Tensor) -> _Ring:
+        return _Ring(
+            rows=self._allocate(value),
+            shape=value.shape,
+            gram=torch.zeros(self.window_size, self.window_size, dtype=torch.float64),
+        )
+
+    def _allocate(self, value: Tensor) -> Tensor:
+        size = (self.window_size, value.numel())
+        if self.storage == "device":
+            return torch.empty(size, dtype=value.dtype, device=value.device)
+        if self.storage == "host" or value.numel() == 0:
+            return torch.empty(size, dtype=value.dtype, pin_memory=value.is_cuda)
+        return _mapped(size, value.dtype, self._directory)
+
+    def _check(self, values: Mapping[str, Tensor]) -> None:
+        if values.keys() != self._rings.keys():
+            raise ValueError(
+                f"the tensors differ from those in the window: {_difference(values, self._rings)}; "
+                "a trajectory follows a fixed set, so clear() it or use another one"
+            )
+        for name, value in values.items():
+            ring = self._rings[name]
+            if value.shape != ring.shape or value.dtype != ring.rows.dtype:
+                raise ValueError(
+                    f"{name} is {tuple(value.shape)} {value.dtype}, but its history is "
+                    f"{tuple(ring.shape)} {ring.rows.dtype}: clear() the trajectory after changing a tensor"
+                )
+
+    def _ring(self, name: str) -> _Ring:
+        if name not in self._rings:
+            raise ValueError(f"no tensor {name!r} in the window, which holds {self._known()}")
+        return self._rings[name]
+
+    def _known(self) -> str:
+        return ", ".join(self._rings) if self._rings else "nothing yet (append first)"
+
+
+def _products(rows: Tensor, num_filled: int, ends: Sequence[int]) -> Tensor:
+    """Inner products of the velocities that end in the rows `ends` with those that end in any row.
+
+    `rows` is the ring (S, P) with `num_filled` rows in use; returns (len(ends), S) float64 on the CPU, in
+    which only entries that belong to a velocity of the window mean anything.
+    """
+    num_rows, num_elements = rows.shape
+    device = compute_device(rows)
+    length = chunk_length(num_rows, num_elements, device)
+    positions = torch.zeros(num_rows, length, dtype=torch.float64, device=device)
+    velocities = torch.zeros_like(positions)
+    products = torch.zeros(len(ends), num_rows, dtype=torch.float64, device=device)
+    for start, stop in chunks(num_rows, num_elements, device):
+        position, velocity = positions[:, : stop - start], velocities[:, : stop - start]
+        source = rows[:num_filled, start:stop]
+        position[:num_filled].copy_(source if source.device.type != "mps" else source.to(device))
+        torch.sub(position[1:], position[:-1], out=velocity[1:])
+        torch.sub(position[0], position[-1], out=velocity[0])
+        for product, end in zip(products, ends, strict=True):
+            product.addmv_(velocity, velocity[end])
+    return products.cpu()
+
+
+def _mapped(size: tuple[int, int], dtype: torch.dtype, directory: Path | None) -> Tensor:
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(prefix="trajectory-", dir=directory, delete=False) as file:
+        path = Path(file.name)
+    rows = torch.from_file(str(path), shared=True, size=size[0] * size[1], dtype=dtype).view(size)
+    # The mapping keeps the data; without its name nothing is left behind by a run that is killed. (Windows
+    # refuses while the file is mapped, and the file then stays in the folder.)
+    with contextlib.suppress(PermissionError):
+        path.unlink()
+    return rows
+
+
+def _difference(given: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    missing, extra = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    return f"missing {missing[:5] or 'none'}, unexpected {extra[:5] or 'none'}"
