@@ -1,0 +1,263 @@
+"""Everything that a run can be told, the named presets, and how preset, file and flags become one config."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+import yaml
+
+from aiether.data import DataConfig
+from aiether.growth import GROWTH_PRESETS, GrowthConfig, planned_depth
+
+from ._coerce import coerce
+
+DEFAULT_PRESET = "recommended"
+"""The preset of `aiether train`; `scripts/train.py` starts from `report`."""
+
+_AT_LEAST_ONE = (
+    "n_layer",
+    "n_head",
+    "n_embd",
+    "context_length",
+    "max_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "eval_interval_steps",
+    "eval_batches",
+    "log_interval_steps",
+    "save_interval_steps",
+    "keep_checkpoints",
+)
+_POSITIVE = ("num_epochs", "lr", "max_grad_norm")
+_NOT_NEGATIVE = ("lr_warmup_steps", "weight_decay", "seed")
+_BELOW_ONE = ("dropout", "adam_beta1", "adam_beta2")
+
+
+class RangeWarning(UserWarning):
+    """A value works but lies outside the range that the reference documents."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DataConfig, GrowthConfig):
+    """One run: its data, its model, its training and its growth, flat.
+
+    The defaults are the `report` preset, which keeps every default that the reference documents.
+
+    Attributes
+    ----------
+    preset: the name of the overrides that the configuration started from.
+    arch: transformers' GPT-2 or Llama, built from a configuration.
+    n_layer, n_head, n_embd: layers at the start, attention heads, width.
+    context_length: tokens per training window.
+    dropout: GPT-2: residual, embedding and attention; Llama: attention.
+    num_epochs: passes over the training tokens; `max_steps` (optimizer steps) wins where it is set.
+    batch_size, gradient_accumulation_steps: windows per forward pass, forward passes per optimizer step.
+    lr, lr_warmup_steps, schedule, decay_fraction: peak learning rate, linear warm-up, schedule, and the share
+        of the steps over which `wsd` decays.
+    optimizer: AdamW, or Muon on the matrices of the blocks with AdamW on the rest.
+    eval_interval_steps: None: `collect_interval_steps`.
+    eval_batches: validation batches per evaluation.
+    save_interval_steps: None: a tenth of the run.
+    output_dir: None: a new folder under runs/.
+    baseline: `static` also trains the final depth from the start, for the FLOPs that the run took.
+    sample_prompt: what the finished model continues for the report.
+    """
+
+    preset: str = "report"
+    arch: Literal["gpt2", "llama"] = "gpt2"
+    n_layer: int = 6
+    n_head: int = 6
+    n_embd: int = 384
+    context_length: int = 256
+    dropout: float = 0.1
+    num_epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    lr: float = 5e-4
+    lr_warmup_steps: int = 100
+    schedule: Literal["wsd", "cosine", "linear"] = "cosine"
+    decay_fraction: float = 0.2
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    weight_decay: float = 0.1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    bf16: bool = False
+    compile: bool = False
+    eval_interval_steps: int | None = None
+    eval_batches: int = 20
+    log_interval_steps: int = 10
+    save_interval_steps: int | None = None
+    keep_checkpoints: int = 2
+    output_dir: str | None = None
+    baseline: Literal["none", "static"] = "none"
+    sample_prompt: str = "def main("
+
+    def validate(self) -> None:
+        """Raise ValueError for the first setting that cannot work, naming what is allowed."""
+        DataConfig.validate(self)
+        GrowthConfig.validate(self)
+        self._validate_choices_of_training()
+        self._validate_numbers()
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd is {self.n_embd}, not a multiple of n_head ({self.n_head}): change one of them"
+            )
+        if self.arch == "llama" and self.n_embd // self.n_head % 2:
+            raise ValueError(
+                f"n_embd / n_head is {self.n_embd // self.n_head}: Llama's rotary positions need an even one"
+            )
+        planned_depth(self, self.n_layer)  # raises for a model that starts deeper than it may end
+
+    def _validate_choices_of_training(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(unknown("preset", self.preset, PRESETS))
+        hints = get_type_hints(TrainConfig)
+        for name in ("arch", "schedule", "optimizer", "device", "baseline"):
+            if getattr(self, name) not in get_args(hints[name]):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(hints[name]))}"
+                )
+
+    def _validate_numbers(self) -> None:
+        for names, allowed, holds in (
+            (_AT_LEAST_ONE, "at least 1", lambda value: value >= 1),
+            (_POSITIVE, "greater than 0", lambda value: 0 < value < math.inf),
+            (_NOT_NEGATIVE, "0 or greater", lambda value: 0 <= value < math.inf),
+            (_BELOW_ONE, "from 0 to below 1", lambda value: 0 <= value < 1),
+            (("decay_fraction",), "greater than 0 and at most 1", lambda value: 0 < value <= 1),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise ValueError(f"{name} is {value}: it must be {allowed}")
+
+
+_RECOMMENDED: dict[str, Any] = {
+    **GROWTH_PRESETS["recommended"],
+    "n_layer": 2,
+    "max_layers": 8,
+    "n_head": 4,
+    "n_embd": 128,
+    "context_length": 128,
+    "dropout": 0.0,
+    "max_steps": 1500,
+    "batch_size": 16,
+    "lr": 2e-3,
+    "lr_warmup_steps": 50,
+    "schedule": "wsd",
+    "optimizer": "muon",
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    **GROWTH_PRESETS,
+    "recommended": _RECOMMENDED,
+    # The recommended recipe at a size that two CPU cores train, baseline included, within minutes.
+    "demo": {**_RECOMMENDED, "max_steps": 600},
+}
+"""Overrides on `TrainConfig`'s defaults, by name."""
+
+
+def resolve(preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConfig:
+    """One configuration from a preset, overridden by a file's keys, overridden by flags.
+
+    `preset` None takes the file's own `preset` key, else `recommended`. Keys may carry hyphens or
+    underscores. Values outside a documented range give a `RangeWarning`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown preset or key (naming the nearest), a value of the wrong type, or settings that
+        cannot work.
+    """
+    given = _typed(file) | _typed(flags)
+    name = preset or given.get("preset") or DEFAULT_PRESET
+    if name not in PRESETS:
+        raise ValueError(unknown("preset", name, PRESETS))
+    config = TrainConfig(**{**PRESETS[name], **given, "preset": name})
+    config.validate()
+    for message in config.out_of_range():
+        warnings.warn(message, RangeWarning, stacklevel=2)
+    return config
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """The settings of a YAML file: one mapping of names to values.
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, is no YAML, or holds something else than a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f"config file {str(path)!r} does not exist; name a YAML file such as a run's config.yaml"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"config file {str(path)!r} is not YAML: {reason}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"config file {str(path)!r} holds no settings; write lines of the form 'lr: 0.001'")
+    return {str(key): value for key, value in content.items()}
+
+
+def read_config(path: str | Path) -> TrainConfig:
+    """A configuration that `write_config` wrote."""
+    config = TrainConfig(**_typed(read_file(path)))
+    config.validate()
+    return config
+
+
+def write_config(path: str | Path, config: TrainConfig) -> None:
+    """Write every setting as YAML; a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    settings = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(config).items()}
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        yaml.safe_dump(settings, file, sort_keys=False, allow_unicode=True)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def setting_types() -> dict[str, Any]:
+    """The type of every setting, by name, in declaration order."""
+    hints = get_type_hints(TrainConfig)
+    return {field.name: hints[field.name] for field in fields(TrainConfig)}
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: the nearest one that does, else all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"unknown {what} {name!r}; did you mean {near[0]!r}?"
+    return f"unknown {what} {name!r}" + (f"; choose one of {', '.join(known)}" if len(known) < 12 else "")
+
+
+def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    types = setting_types()
+    typed: dict[str, Any] = {}
+    for key, value in settings.items():
+        name = key.replace("-", "_")
+        if name not in types:
+            raise ValueError(unknown("setting", key, types))
+        if name in typed:
+            raise ValueError(f"{name} is given twice, with a hyphen and with an underscore: keep one")
+        typed[name] = coerce(name, value, types[name])
+    return typed
