@@ -1,0 +1,74 @@
+"""Training FLOPs of one token, the output head and attention included.
+
+A multiply-add is two FLOPs; the backward pass costs twice the forward one (a product for the inputs and
+one for the weights). Counted are matrix products: projections, the head (tied or not), and attention's
+two products over the full square of positions. A causal kernel may skip half of that square, and a fused
+one computes some of it again in the backward pass: what is counted here is the model, not the kernel
+(Chowdhery et al. 2022, appendix B). Norms, activations, rotary embeddings and the softmax are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedConfig, PreTrainedModel
+
+_BACKWARD_AND_FORWARD = 3
+
+
+def flops_per_token(config: PreTrainedConfig, context_length: int) -> int:
+    """Forward and backward FLOPs of one token in a window of `context_length`, in closed form.
+
+    Raises ValueError for a `model_type` without a closed form.
+    """
+    forward = _FORWARD.get(config.model_type)
+    if forward is None:
+        raise ValueError(
+            f"no closed form for the FLOPs of model_type {config.model_type!r}; known are "
+            f"{', '.join(sorted(_FORWARD))}; measure them with measure_flops_per_token(model, context_length)"
+        )
+    return _BACKWARD_AND_FORWARD * forward(config, context_length)
+
+
+def _gpt2_forward(config: PreTrainedConfig, context_length: int) -> int:
+    """Q, K, V and the output projection are 4 d² weights, the MLP 2 d n_inner."""
+    d = config.n_embd
+    n_inner = 4 * d if config.n_inner is None else config.n_inner
+    block = 2 * (4 * d * d + 2 * d * n_inner) + 4 * context_length * d
+    return config.n_layer * block + 2 * d * config.vocab_size
+
+
+def _llama_forward(config: PreTrainedConfig, context_length: int) -> int:
+    """Grouped queries save projections of keys and values, not attention; the MLP has three matrices."""
+    d = config.hidden_size
+    head_dim = getattr(config, "head_dim", None) or d // config.num_attention_heads
+    queries = config.num_attention_heads * head_dim
+    keys = config.num_key_value_heads * head_dim
+    weights = 2 * d * queries + 2 * d * keys + 3 * d * config.intermediate_size
+    block = 2 * weights + 4 * context_length * queries
+    return config.num_hidden_layers * block + 2 * d * config.vocab_size
+
+
+_FORWARD: dict[str, Callable[[PreTrainedConfig, int], int]] = {"gpt2": _gpt2_forward, "llama": _llama_forward}
+
+
+def measure_flops_per_token(model: PreTrainedModel, context_length: int) -> int:
+    """The same number for any causal language model, counted operation by operation.
+
+    A copy without weights (meta device) runs one forward and backward pass with eager attention, whose
+    products torch's counter sees; with `sdpa` on a CPU it misses attention altogether. The model itself
+    is not touched.
+    """
+    config = copy.deepcopy(model.config)
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        twin = type(model)(config)
+        ids = torch.zeros(1, context_length, dtype=torch.long)
+        mask = torch.ones_like(ids)  # without one, transformers reads the positions' values: none on meta
+    counter = FlopCounterMode(display=False)
+    with counter:
+        twin(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
+    return counter.get_total_flops() // context_length
