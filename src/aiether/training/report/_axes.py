@@ -1,0 +1,87 @@
+"""What all figures of a report have in common: one width, one way to label, one way to mark a growth.
+
+All are drawn at 440 units of width: legible on a phone, and half of a desktop page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from aiether.training.report import _format as fmt
+from aiether.training.report._run import Row, Run, as_number
+from aiether.training.report._theme import LIGHT, LegendEntry
+
+WIDTH = 440
+BASELINE_STYLES = (("static", "dash", (0, (4.5, 1.8))), ("other", "dot-dash", (0, (5, 2, 1, 2))))
+GROWTH_ENTRY = LegendEntry("growth (layers before→after)", "growth", "dots")
+
+
+def new_axes(height: float = 265, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of 440 by `height` units with `rows` panels above each other."""
+    figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+    figure.patch.set_visible(False)
+    panels = list(np.atleast_1d(figure.subplots(rows, 1, sharex=True)))
+    for axes in panels:
+        axes.patch.set_visible(False)
+    return figure, panels
+
+
+def style_axes(axes: Axes, y_label: str, x_label: str | None = "step") -> None:
+    """The label of y stands above the axis, where it is read without turning the head."""
+    axes.set_title(y_label, loc="left", fontsize=10.5, color=LIGHT["muted"], pad=17)
+    if x_label:
+        axes.set_xlabel(x_label)
+    axes.grid(axis="x", visible=False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+
+
+def _tick(value: float, _position: object) -> str:
+    if abs(value) >= 1e9:
+        return fmt.scientific(value, 1).replace(".0×", "×")
+    if abs(value) >= 1e6:
+        return fmt.count(value)
+    return f"{value:,.0f}" if abs(value) >= 10 or value == 0 else f"{value:g}"
+
+
+def mark_growths(axes: Axes, run: Run, positions: Sequence[float], panel: int = 0) -> dict[str, str]:
+    """A dotted line at each growth, with the depths above the first panel where there is room for them.
+
+    Returns the tool tips by gid. Call it when the limits of x stand.
+    """
+    low, high = axes.get_xlim()
+    tips: dict[str, str] = {}
+    free_from = -math.inf
+    for index, (event, x) in enumerate(zip(run.growths, positions, strict=True)):
+        if not math.isfinite(x):
+            continue
+        gid = f"growth{panel}-{index}"
+        line = axes.axvline(x, color=LIGHT["growth"], linewidth=1.2, linestyle=(0, (1, 1.8)), zorder=1.5)
+        line.set_gid(gid)
+        tips[gid] = growth_words(event)
+        text = depths(event)
+        half = (high - low) * (0.010 + 0.0085 * len(text))
+        if panel == 0 and x - half >= free_from:
+            style = {"fontsize": 9.5, "color": LIGHT["growth"], "ha": "center", "va": "bottom"}
+            axes.text(x, 1.012, text, transform=axes.get_xaxis_transform(), **style)
+            free_from = x + half
+    return tips
+
+
+def depths(event: Row) -> str:
+    """2→4."""
+    return f"{event.get('depth_before', '?')}→{event.get('depth_after', '?')}"
+
+
+def growth_words(event: Row) -> str:
+    """One sentence on a growth, for tool tips."""
+    before, after = as_number(event.get("loss_before")), as_number(event.get("loss_after"))
+    losses = f", loss {before:.3f} → {after:.3f}" if math.isfinite(before) and math.isfinite(after) else ""
+    return f"Step {int(event['step']):,}: {depths(event)} layers{losses}"

@@ -1,0 +1,235 @@
+"""What the report says in words and tables: pure functions from a run to plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiether.training.report import _format as fmt
+from aiether.training.report._axes import depths
+from aiether.training.report._run import Row, Run, as_number
+from aiether.training.report._series import Comparison, compare
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: names of the columns, and rows of cells as they are shown."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def headline(run: Run) -> str:
+    """What the run was, in one sentence."""
+    first, last = _first_depth(run), run.latest("depth")
+    if first is None or last is None:
+        return "Nothing has been recorded yet."
+    if run.growths:
+        times = len(run.growths)
+        how_often = {1: "once", 2: "twice"}.get(times, f"{times} times")
+        body = f"Grew {how_often}, from {first:.0f} to {_layers(last)}, in {run.last_step:,} steps."
+    else:
+        body = f"Trained {_layers(last)} for {run.last_step:,} steps. It did not grow."
+    return body
+
+
+def _layers(depth: float) -> str:
+    return f"{depth:.0f}\N{NO-BREAK SPACE}{'layer' if depth == 1 else 'layers'}"
+
+
+def status(run: Run) -> str | None:
+    """A warning when the run has not come to its end; None when it has."""
+    if run.summary is None:
+        return f"Not finished: this is what was recorded up to step {run.last_step:,}."
+    state = str(run.summary.get("status", ""))
+    return None if state in ("finished", "completed", "complete", "done", "") else f"The run was {state}."
+
+
+def verdicts(run: Run) -> tuple[str, ...]:
+    """Each baseline against the run, at equal compute and at equal loss, whichever of the two wins."""
+    return tuple(
+        sentence
+        for baseline in run.baselines
+        if (comparison := compare(run, baseline))
+        for sentence in _verdict(comparison, baseline)
+    )
+
+
+def _verdict(comparison: Comparison, baseline: Run) -> tuple[str, ...]:
+    depth = baseline.latest("depth")
+    other = f"the {comparison.name} model" + (f" of {_layers(depth)}" if depth else "")
+    difference = comparison.difference
+    if abs(difference) < 0.0005:
+        relation = "level with"
+    else:
+        relation = f"{abs(difference):.3f} nats {'below' if difference < 0 else 'above'}"
+    at_equal_compute = (
+        f"At {fmt.scientific(comparison.flops)} FLOPs the evaluation loss is {fmt.loss(comparison.loss)}, "
+        f"{relation} {other} ({fmt.loss(comparison.baseline_loss)})."
+    )
+    if not all(map(math.isfinite, (comparison.flops_to_target, comparison.baseline_flops_to_target))):
+        return (at_equal_compute,)
+    saving = comparison.saving
+    return (
+        at_equal_compute,
+        f"A loss of {fmt.loss(comparison.target)} took {fmt.scientific(comparison.flops_to_target)} FLOPs, "
+        f"{fmt.percent(abs(saving))} {'less' if saving > 0 else 'more'} than {other} "
+        f"({fmt.scientific(comparison.baseline_flops_to_target)}).",
+    )
+
+
+def key_figures(run: Run) -> tuple[tuple[str, str, str], ...]:
+    """The few numbers on top of the page: label, value, and a note in small print."""
+    loss, bits = run.latest_loss, _latest_bits(run)
+    least = run.evals.column("eval_loss")
+    best = float(min((value for value in least if math.isfinite(value)), default=math.nan))
+    first, last = _first_depth(run), run.latest("depth")
+    tokens, seconds = run.latest("tokens"), run.latest("elapsed_s")
+    speed = f"{fmt.count(tokens / seconds)} tokens/s" if tokens and seconds else ""
+    bits_note = f"{bits:.3f} bits per byte" if bits is not None else f"least {fmt.loss(best)}"
+    depth_note = f"from {first:.0f}" if first is not None and run.growths else "constant"
+    return (
+        ("Evaluation loss", fmt.loss(loss), bits_note),
+        ("Perplexity", f"{math.exp(loss):.4g}" if loss is not None and loss < 50 else fmt.NONE, "per token"),
+        ("Layers", f"{last:.0f}" if last is not None else fmt.NONE, depth_note),
+        ("Compute", fmt.scientific(run.latest("flops")), "FLOPs, head included"),
+        ("Training time", fmt.duration(seconds), speed),
+        ("Tokens", fmt.count(tokens), f"{run.last_step:,} steps"),
+    )
+
+
+def _latest_bits(run: Run) -> float | None:
+    value = as_number((run.summary or {}).get("bits_per_byte"))
+    return value if math.isfinite(value) else run.evals.last("bits_per_byte")
+
+
+def _first_depth(run: Run) -> float | None:
+    if run.growths:
+        return as_number(run.growths[0].get("depth_before"))
+    depths_seen = [
+        row["depth"] for table in (run.train, run.evals) for row in table.rows[:1] if "depth" in row
+    ]
+    return float(min(depths_seen)) if depths_seen else None
+
+
+def outcome_table(run: Run) -> Grid:
+    """The run and its baselines, each where it ended."""
+    return Grid(
+        ("", "layers", "steps", "evaluation loss", "FLOPs", "training time"),
+        tuple(
+            (
+                name,
+                fmt.count(each.latest("depth")),
+                f"{each.last_step:,}",
+                fmt.loss(each.latest_loss),
+                fmt.scientific(each.latest("flops")),
+                fmt.duration(each.latest("elapsed_s")),
+            )
+            for name, each in [("this run", run), *((baseline.name, baseline) for baseline in run.baselines)]
+        ),
+    )
+
+
+def growth_table(run: Run) -> Grid:
+    """One row a growth."""
+    return Grid(
+        ("step", "layers", "loss before", "after", "jump", "plan", "why"),
+        tuple(
+            (
+                f"{int(event['step']):,}",
+                depths(event),
+                fmt.loss(as_number(event.get("loss_before"))),
+                fmt.loss(as_number(event.get("loss_after"))),
+                _jump(event),
+                plan_words(event.get("plan") or {}),
+                str(event.get("reason") or fmt.NONE),
+            )
+            for event in run.growths
+        ),
+    )
+
+
+def _jump(event: Row) -> str:
+    jump = as_number(event.get("loss_after")) - as_number(event.get("loss_before"))
+    return fmt.signed(jump) if math.isfinite(jump) else fmt.NONE
+
+
+def plan_words(plan: Mapping[str, Any]) -> str:
+    """`stack, copy: 0 1 +0 +1`: the new stack from the input up, a plus before each new layer's source."""
+    layers = " ".join(f"{'+' if x.get('is_new') else ''}{x.get('source')}" for x in plan.get("layers", ()))
+    how = ", ".join(str(plan[key]) for key in ("placement", "init") if plan.get(key))
+    return f"{how}: {layers}" if layers else how or fmt.NONE
+
+
+def tensor_tables(run: Run) -> tuple[tuple[str, Grid], ...]:
+    """For each growth that measured its tensors: a title, and one row a tensor."""
+    return tuple(
+        (f"Step {int(event['step']):,}, {depths(event)} layers: {len(event['tensors'])} tensors", grid)
+        for event in run.growths
+        if event.get("tensors") and (grid := _tensor_grid(event["tensors"]))
+    )
+
+
+def _tensor_grid(tensors: Mapping[str, Mapping[str, Any]]) -> Grid:
+    columns = tuple(dict.fromkeys(name for metrics in tensors.values() for name in metrics))
+    rows = tuple(
+        (tensor, *(fmt.anything(metrics.get(column)) for column in columns))
+        for tensor, metrics in tensors.items()
+    )
+    return Grid(("tensor", *(column.replace("_", " ") for column in columns)), rows)
+
+
+def event_list(run: Run) -> tuple[tuple[str, str], ...]:
+    """What happened, by step, in words."""
+    return tuple((f"step {int(event.get('step') or 0):,}", _event_words(event)) for event in run.events)
+
+
+def _event_words(event: Row) -> str:
+    kind = str(event.get("event", "?"))
+    if kind == "growth":
+        seconds = as_number(event.get("seconds"))
+        took = f", which took {seconds:.2g} s" if math.isfinite(seconds) else ""
+        return f"grew {depths(event)} layers{took}"
+    if kind == "phase":
+        trainable = event.get("trainable")
+        return "all layers train" if trainable == "all" else f"only layers {fmt.anything(trainable)} train"
+    details = ", ".join(
+        f"{key.replace('_', ' ')} {fmt.anything(value)}"
+        for key, value in event.items()
+        if key not in ("event", "step") and isinstance(value, str | int | float)
+    )
+    return f"{kind}: {details}" if details else kind
+
+
+def settings(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """A configuration or an environment as pairs, nested ones by dotted names."""
+    pairs: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            pairs += [(f"{key}.{name}", text) for name, text in settings(value)]
+        else:
+            pairs.append((str(key), fmt.anything(value)))
+    return tuple(pairs)
+
+
+def samples(run: Run, most: int = 8) -> tuple[tuple[str, str, str], ...]:
+    """Title, prompt and continuation of the newest text samples, the newest first."""
+    return tuple(
+        (
+            _sample_title(sample),
+            *_split_prompt(str(sample.get("prompt") or ""), str(sample.get("text") or "")),
+        )
+        for sample in reversed(run.samples[-most:])
+    )
+
+
+def _sample_title(sample: Row) -> str:
+    depth = sample.get("depth")
+    return f"Step {int(sample.get('step') or 0):,}" + (f", {_layers(depth)}" if depth else "")
+
+
+def _split_prompt(prompt: str, text: str) -> tuple[str, str]:
+    """The prompt once, whether or not the recorded text begins with it."""
+    return prompt, text.removeprefix(prompt)

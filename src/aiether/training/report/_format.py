@@ -1,0 +1,70 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+NONE = "–"
+
+
+def count(value: float | None) -> str:
+    """12,345; 12.3 M; 1.23 B."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:,.0f}"
+
+
+def scientific(value: float | None, digits: int = 2) -> str:
+    """1.24×10¹⁴."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.{digits}e}".split("e")
+    return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+
+
+def duration(seconds: float | None) -> str:
+    """45 s; 12 min 05 s; 3 h 20 min."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def loss(value: float | None) -> str:
+    """Three decimals: what a loss of one run can bear."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def signed(value: float) -> str:
+    """+0.012 or −0.012."""
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
+
+
+def anything(value: Any) -> str:
+    """A value of a configuration or a metric."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(anything(item) for item in value) or NONE
+    return str(value)

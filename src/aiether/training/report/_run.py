@@ -1,0 +1,189 @@
+"""What a run folder holds, read into memory. Every file but `metrics.jsonl` may be missing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+Row = Mapping[str, Any]
+Column = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one kind in the order of their steps."""
+
+    rows: tuple[Row, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def column(self, name: str) -> Column:
+        """One field over all rows, float64 of shape (len(self),); NaN where it is absent or null."""
+        return np.array([as_number(row.get(name)) for row in self.rows], dtype=np.float64)
+
+    def last(self, name: str) -> float | None:
+        """The newest finite value of a field, or None if there is none."""
+        values = self.column(name)
+        finite = values[np.isfinite(values)]
+        return float(finite[-1]) if finite.size else None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the model as it stands at the end, with its origin."""
+
+    layer_id: int
+    born_step: int
+    parent: int | None
+    init: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded run. `layers` is in the final order of the stack, from the input to the output."""
+
+    name: str
+    train: Table
+    evals: Table
+    config: Row = field(default_factory=dict)
+    environment: Row = field(default_factory=dict)
+    events: tuple[Row, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    summary: Row | None = None
+    samples: tuple[Row, ...] = ()
+    baselines: tuple[Run, ...] = ()
+
+    @property
+    def growths(self) -> tuple[Row, ...]:
+        return tuple(event for event in self.events if event.get("event") == "growth")
+
+    @cached_property
+    def growth_steps(self) -> tuple[int, ...]:
+        return tuple(int(event["step"]) for event in self.growths)
+
+    @property
+    def last_step(self) -> int:
+        return int(max(self.train.last("step") or 0, self.evals.last("step") or 0))
+
+    @property
+    def latest_loss(self) -> float | None:
+        """The final evaluation loss in nats per token, or the newest one of a run that has not ended."""
+        return self.latest("eval_loss")
+
+    def latest(self, name: str) -> float | None:
+        """A figure of the whole run: the summary's, else the newest one that was recorded."""
+        value = as_number((self.summary or {}).get(name))
+        if np.isfinite(value):
+            return float(value)
+        tables = sorted((self.train, self.evals), key=lambda table: table.last("step") or 0)
+        newest = [value for table in tables if (value := table.last(name)) is not None]
+        return newest[-1] if newest else None
+
+
+def as_number(value: Any) -> float:
+    """A float, or NaN for whatever is not a number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else float("nan")
+
+
+def load_run(run_dir: Path) -> Run:
+    """Reads a run folder, finished or interrupted, with the baselines inside it.
+
+    Raises:
+        ValueError: `run_dir` holds no `metrics.jsonl`, or one of its files is damaged.
+    """
+    if not (run_dir / "metrics.jsonl").is_file():
+        raise ValueError(
+            f"{run_dir} is not the folder of a run: it holds no metrics.jsonl. "
+            "Give the folder that `aiether train` named when it started."
+        )
+    found = sorted(path.parent for path in run_dir.glob("baseline-*/metrics.jsonl"))
+    baselines = tuple(_load_one(path, path.name.removeprefix("baseline-"), ()) for path in found)
+    return _load_one(run_dir, run_dir.resolve().name, baselines)
+
+
+def _load_one(run_dir: Path, name: str, baselines: tuple[Run, ...]) -> Run:
+    metrics = read_json_lines(run_dir / "metrics.jsonl")
+    config = _read(run_dir / "config.yaml", yaml.safe_load)
+    return Run(
+        name=name,
+        train=table_of("train", metrics),
+        evals=table_of("eval", metrics),
+        config=config if isinstance(config, dict) else {},
+        environment=_read(run_dir / "environment.json", json.loads) or {},
+        events=_ordered_events(read_json_lines(run_dir / "events.jsonl")),
+        layers=layers_of(_read(run_dir / "lineage.json", json.loads) or {}),
+        summary=_read(run_dir / "summary.json", json.loads),
+        samples=tuple(read_json_lines(run_dir / "samples.jsonl")),
+        baselines=baselines,
+    )
+
+
+def table_of(kind: str, rows: Iterable[Row]) -> Table:
+    """The rows of one kind, by step. Of a step that a resumed run went through twice, the last one counts."""
+    by_step = {int(row["step"]): row for row in rows if row.get("kind") == kind}
+    return Table(tuple(by_step[step] for step in sorted(by_step)))
+
+
+def _ordered_events(events: Iterable[Row]) -> tuple[Row, ...]:
+    """Events by step, each growth once: a resumed run may write the same growth again."""
+    once = {
+        (event.get("event"), event.get("step")) if event.get("event") == "growth" else index: event
+        for index, event in enumerate(events)
+    }
+    return tuple(sorted(once.values(), key=lambda event: int(event.get("step") or 0)))
+
+
+def layers_of(lineage: Row) -> tuple[Layer, ...]:
+    """The layers of a `lineage.json`, in the order of the stack."""
+    return tuple(
+        Layer(
+            layer_id=record["id"],
+            born_step=int(record["born_step"]),
+            parent=record.get("parent"),
+            init=str(record.get("init") or ""),
+        )
+        for record in lineage.get("records", ())
+    )
+
+
+def read_json_lines(path: Path) -> list[Row]:
+    """The objects of a JSON-lines file; a last line cut off by a kill is left out.
+
+    Raises:
+        ValueError: A line other than the last one is not JSON.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    rows: list[Row] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{path}, line {number} is not JSON ({error.msg}). Remove the line and try again."
+            ) from error
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Move it away and write the report again.") from error
