@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..geometry import GeometryMetrics, Trajectory, metrics_from_gram
@@ -62,7 +63,9 @@ class GrowthController:
         self.seed = seed
         self.final_depth = final_depth
         self.lineage = Lineage.start(depth)
-        self.trigger_state = TriggerState()
+        self.trigger_state = TriggerState.start(
+            config, depth=depth, final_depth=final_depth, total_steps=total_steps, seed=seed
+        )
         self.last_metrics: dict[str, Any] = _row(None, 0, 0)
         self._phases: tuple[Phases, ...] = ()
         self._directory = directory
@@ -142,6 +145,13 @@ class GrowthController:
 
     # Deciding
 
+    def wants_evaluation(self, step: int) -> bool:
+        """Whether a growth by the clock falls on this step, so that it need not wait for an evaluation."""
+        due = self.trigger_state.next_due_step
+        if due is None or self._next_plan() is None:
+            return False
+        return step == max(due, self._phases[-1].end if self._phases else 0)
+
     def evaluate(self, step: int, eval_loss: float, depth: int | None = None) -> Decision:
         """Take note of an evaluation and decide; call it once for each evaluation.
 
@@ -177,7 +187,6 @@ class GrowthController:
             eval_loss=eval_loss,
             metrics=metrics,
             num_snapshots=len(self.trajectory),
-            seed=self.seed,
         )
 
     # Growing
@@ -242,7 +251,10 @@ class GrowthController:
         }
 
     def load_state_dict(
-        self, state: Mapping[str, Any], read_snapshot: Callable[[int], Mapping[str, Tensor]]
+        self,
+        state: Mapping[str, Any],
+        read_snapshot: Callable[[int], Mapping[str, Tensor]],
+        device: torch.device | str | None = None,
     ) -> None:
         """Restore exactly what `state_dict` wrote; it may have been through JSON.
 
@@ -250,23 +262,35 @@ class GrowthController:
         ----------
         state: what `state_dict` returned.
         read_snapshot: gives the tensors of the snapshot taken at a step.
+        device: where snapshots shall lie with `snapshot_storage="device"`: the model's; default: where
+            `read_snapshot` puts them.
 
         Raises
         ------
         ValueError
-            For a state of another version.
+            For a state of another version, or of a run with another window.
         """
         if state.get("version") != _STATE_VERSION:
             raise ValueError(
                 f"the growth state has version {state.get('version')!r}, this aiether reads "
                 f"{_STATE_VERSION}: resume with the version that wrote it"
             )
+        window = state["trajectory"]["window_size"]
+        if window != self.config.history_window_size:
+            raise ValueError(
+                f"the growth state's window holds {window} snapshots, history_window_size is "
+                f"{self.config.history_window_size}: resume with the configuration of the first start"
+            )
         self.lineage = Lineage.from_dict(state["lineage"])
         self.trigger_state = TriggerState.from_dict(state["trigger"])
         self._phases = tuple(Phases.from_dict(phases) for phases in state["phases"])
         self.last_metrics = dict(state["last_metrics"])
-        self.trajectory = _restore_trajectory(
-            state["trajectory"], read_snapshot, self.config, self._directory
+        self.trajectory = Trajectory.from_state(
+            state["trajectory"],
+            read_snapshot,
+            storage=self.config.snapshot_storage,
+            directory=self._directory,
+            device=device,
         )
 
 

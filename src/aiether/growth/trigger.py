@@ -24,7 +24,6 @@ class Observation:
     eval_loss: mean validation loss in nats.
     metrics: geometry of the watched layers; None while the window holds fewer than three snapshots.
     num_snapshots: snapshots in the window.
-    seed: the run's seed, from which the `random` trigger draws its times.
     """
 
     step: int
@@ -34,7 +33,6 @@ class Observation:
     eval_loss: float
     metrics: GeometryMetrics | None = None
     num_snapshots: int = 0
-    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +43,37 @@ class TriggerState:
     ----------
     stagnation: consecutive evaluations in stagnation (Definition 20).
     eval_losses: finite validation losses since the last growth.
-    num_growths: growths so far.
     growth_steps: steps of the growths so far.
-    random_steps: the `random` trigger's times, drawn once; None before.
+    due_steps: steps at which growths are due, one each, for triggers that go by the clock; else empty.
     """
 
     stagnation: int = 0
     eval_losses: tuple[float, ...] = ()
     growth_steps: tuple[int, ...] = ()
-    random_steps: tuple[int, ...] | None = None
+    due_steps: tuple[int, ...] = ()
+
+    @classmethod
+    def start(
+        cls, config: GrowthConfig, *, depth: int, final_depth: int, total_steps: int, seed: int
+    ) -> TriggerState:
+        """The state before training: `fixed` and `random` know their times, which never change after."""
+        num_growths = len(depth_schedule(config, depth, final_depth=final_depth))
+        if config.trigger == "fixed":
+            due = tuple(round(fraction * total_steps) for fraction in config.growth_fractions)[:num_growths]
+        elif config.trigger == "random":
+            due = draw_steps(config, num_growths, total_steps, seed)
+        else:
+            due = ()
+        return cls(due_steps=due)
 
     @property
     def num_growths(self) -> int:
         return len(self.growth_steps)
+
+    @property
+    def next_due_step(self) -> int | None:
+        """Step of the next growth by the clock, if there is one."""
+        return self.due_steps[self.num_growths] if self.num_growths < len(self.due_steps) else None
 
     def after_growth(self, step: int) -> TriggerState:
         """Counters and losses start again: they belong to the smaller model."""
@@ -69,12 +85,11 @@ class TriggerState:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TriggerState:
-        times = data["random_steps"]
         return cls(
             stagnation=data["stagnation"],
             eval_losses=tuple(data["eval_losses"]),
             growth_steps=tuple(data["growth_steps"]),
-            random_steps=None if times is None else tuple(times),
+            due_steps=tuple(data["due_steps"]),
         )
 
 
@@ -180,33 +195,21 @@ def _plateau(config: GrowthConfig, state: TriggerState, obs: Observation) -> tup
     return state, _warming_up(config, obs) or _loss_verdict(config, state)
 
 
-def _fixed(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
-    steps = tuple(round(fraction * obs.total_steps) for fraction in config.growth_fractions)
-    return state, _scheduled(steps, state, obs)
-
-
-def _random(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
-    if state.random_steps is None:
-        state = replace(state, random_steps=draw_random_steps(config, obs))
-    assert state.random_steps is not None
-    return state, _scheduled(state.random_steps, state, obs)
-
-
-def draw_random_steps(config: GrowthConfig, obs: Observation) -> tuple[int, ...]:
-    """Rising growth steps, uniform from `warmup_steps` to the latest growth, one for each growth to come."""
-    count = len(depth_schedule(config, obs.depth, final_depth=obs.final_depth))
-    latest = config.latest_growth * obs.total_steps
-    draw = random.Random(f"growth times:{obs.seed}")
+def draw_steps(config: GrowthConfig, count: int, total_steps: int, seed: int) -> tuple[int, ...]:
+    """`count` rising steps, uniform from `warmup_steps` to the latest growth, drawn from the seed."""
+    latest = config.latest_growth * total_steps
+    draw = random.Random(f"growth steps:{seed}")
     return tuple(sorted(int(draw.uniform(min(config.warmup_steps, latest), latest)) for _ in range(count)))
 
 
-def _scheduled(steps: tuple[int, ...], state: TriggerState, obs: Observation) -> Decision:
-    if state.num_growths >= len(steps):
-        return Decision(False, f"all {len(steps)} growths of the schedule are done")
-    due = steps[state.num_growths]
+def _scheduled(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
+    total, due = len(state.due_steps), state.next_due_step
+    if due is None:
+        return state, Decision(False, f"all {total} growths of the schedule are done")
+    number = f"growth {state.num_growths + 1} of {total}"
     if obs.step >= due:
-        return Decision(True, f"growth {state.num_growths + 1} of {len(steps)} was due at step {due}")
-    return Decision(False, f"growth {state.num_growths + 1} of {len(steps)} is due at step {due}")
+        return state, Decision(True, f"{number} was due at step {due}")
+    return state, Decision(False, f"{number} is due at step {due}")
 
 
 def _never(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
@@ -216,8 +219,8 @@ def _never(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple
 TRIGGERS: dict[TriggerName, Trigger] = {
     "geometric": _geometric,
     "plateau": _plateau,
-    "fixed": _fixed,
-    "random": _random,
+    "fixed": _scheduled,
+    "random": _scheduled,
     "never": _never,
 }
 """Registry: (config, state, observation) -> (state, decision)."""
