@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from aiether.training.report import _format as fmt
+from aiether.training import _format as fmt
 from aiether.training.report._run import Row, Run, as_number
 from aiether.training.report._theme import LIGHT, LegendEntry
 
@@ -35,20 +35,22 @@ def new_axes(height: float = 265, rows: int = 1) -> tuple[Figure, list[Axes]]:
 def style_axes(axes: Axes, y_label: str, x_label: str | None = "step") -> None:
     """The label of y stands above the axis, where it is read without turning the head."""
     axes.set_title(y_label, loc="left", fontsize=10.5, color=LIGHT["muted"], pad=17)
+    exponent = _common_exponent(axes.get_xlim()[1])
     if x_label:
-        axes.set_xlabel(x_label)
+        axes.set_xlabel(f"{x_label}, {fmt.power_of_ten(exponent)}" if exponent else x_label)
     axes.grid(axis="x", visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(_tick))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value / 10**exponent)))
 
 
-def _tick(value: float, _position: object) -> str:
-    if abs(value) >= 1e9:
-        return fmt.scientific(value, 1).replace(".0×", "×")
-    if abs(value) >= 1e6:
-        return fmt.count(value)
-    return f"{value:,.0f}" if abs(value) >= 10 or value == 0 else f"{value:g}"
+def _common_exponent(largest: float) -> int:
+    """The power of ten that all ticks of an axis share; 0 while plain numbers are short enough."""
+    return math.floor(math.log10(largest)) if largest >= 1e7 else 0
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
 
 
 def mark_growths(axes: Axes, run: Run, positions: Sequence[float], panel: int = 0) -> dict[str, str]:
@@ -59,11 +61,12 @@ def mark_growths(axes: Axes, run: Run, positions: Sequence[float], panel: int = 
     low, high = axes.get_xlim()
     tips: dict[str, str] = {}
     free_from = -math.inf
+    width = 1.2 if len(run.growths) <= 6 else 0.7
     for index, (event, x) in enumerate(zip(run.growths, positions, strict=True)):
         if not math.isfinite(x):
             continue
         gid = f"growth{panel}-{index}"
-        line = axes.axvline(x, color=LIGHT["growth"], linewidth=1.2, linestyle=(0, (1, 1.8)), zorder=1.5)
+        line = axes.axvline(x, color=LIGHT["growth"], linewidth=width, linestyle=(0, (1, 1.8)), zorder=1.5)
         line.set_gid(gid)
         tips[gid] = growth_words(event)
         text = depths(event)

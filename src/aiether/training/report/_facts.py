@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aiether.training.report import _format as fmt
+from aiether.training import _format as fmt
 from aiether.training.report._axes import depths
 from aiether.training.report._run import Row, Run, as_number
 from aiether.training.report._series import Comparison, compare
@@ -143,7 +143,7 @@ def growth_table(run: Run) -> Grid:
                 fmt.loss(as_number(event.get("loss_before"))),
                 fmt.loss(as_number(event.get("loss_after"))),
                 _jump(event),
-                plan_words(event.get("plan") or {}),
+                fmt.plan_words(event.get("plan") or {}),
                 str(event.get("reason") or fmt.NONE),
             )
             for event in run.growths
@@ -154,13 +154,6 @@ def growth_table(run: Run) -> Grid:
 def _jump(event: Row) -> str:
     jump = as_number(event.get("loss_after")) - as_number(event.get("loss_before"))
     return fmt.signed(jump) if math.isfinite(jump) else fmt.NONE
-
-
-def plan_words(plan: Mapping[str, Any]) -> str:
-    """`stack, copy: 0 1 +0 +1`: the new stack from the input up, a plus before each new layer's source."""
-    layers = " ".join(f"{'+' if x.get('is_new') else ''}{x.get('source')}" for x in plan.get("layers", ()))
-    how = ", ".join(str(plan[key]) for key in ("placement", "init") if plan.get(key))
-    return f"{how}: {layers}" if layers else how or fmt.NONE
 
 
 def tensor_tables(run: Run) -> tuple[tuple[str, Grid], ...]:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from aiether.training.report import _format as fmt
+from aiether.training import _format as fmt
 from aiether.training.report._axes import BASELINE_STYLES, GROWTH_ENTRY, mark_growths, new_axes, style_axes
 from aiether.training.report._geometry import geometry_pictures
 from aiether.training.report._lineage import lineage_picture

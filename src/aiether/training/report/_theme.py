@@ -57,7 +57,7 @@ DARK: dict[str, str] = {
 }
 NUM_AGES = 6
 
-RC: dict[str, Any] = {
+RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
@@ -87,8 +87,9 @@ RC: dict[str, Any] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's settings while figures are drawn and written; the caller's own come back afterwards."""
+    """Matplotlib's settings while figures are drawn and written, whatever the caller's own are."""
     with mpl.rc_context():
+        mpl.rcdefaults()
         mpl.rcParams.update(RC)
         yield
 

@@ -1,8 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers and plans as people read them, on the terminal and in the report."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -26,7 +27,12 @@ def scientific(value: float | None, digits: int = 2) -> str:
     if value == 0:
         return "0"
     mantissa, exponent = f"{value:.{digits}e}".split("e")
-    return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+    return f"{mantissa}×{power_of_ten(int(exponent))}"
+
+
+def power_of_ten(exponent: int) -> str:
+    """10¹⁴."""
+    return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
 def duration(seconds: float | None) -> str:
@@ -68,3 +74,21 @@ def anything(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(anything(item) for item in value) or NONE
     return str(value)
+
+
+def plan_words(plan: Mapping[str, Any]) -> str:
+    """`stack, copy: 0-2 +0-2`: the new stack from the input up, a plus before each new layer's source."""
+    layers = _in_runs([(int(x["source"]), bool(x["is_new"])) for x in plan.get("layers", ())])
+    how = ", ".join(str(plan[key]) for key in ("placement", "init") if plan.get(key))
+    return f"{how}: {layers}" if layers else how or NONE
+
+
+def _in_runs(origins: Sequence[tuple[int, bool]]) -> str:
+    """Sources that count upwards are written as a range; a plus marks the new layers."""
+    runs: list[tuple[int, int, bool]] = []
+    for source, is_new in origins:
+        if runs and runs[-1][1:] == (source - 1, is_new):
+            runs[-1] = (runs[-1][0], source, is_new)
+        else:
+            runs.append((source, source, is_new))
+    return " ".join(f"{'+' * new}{first}" + (f"-{last}" if last > first else "") for first, last, new in runs)
