@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -16,7 +15,7 @@ import yaml
 from aiether.data import DataConfig
 from aiether.growth import GROWTH_PRESETS, GrowthConfig, planned_depth
 
-from ._coerce import coerce
+from .coerce import coerce, unknown
 
 DEFAULT_PRESET = "recommended"
 """The preset of `aiether train`; `scripts/train.py` starts from `report`."""
@@ -180,15 +179,21 @@ def resolve(preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any
         For an unknown preset or key (naming the nearest), a value of the wrong type, or settings that
         cannot work.
     """
-    given = _typed(file) | _typed(flags)
-    name = preset or given.get("preset") or DEFAULT_PRESET
-    if name not in PRESETS:
-        raise ValueError(unknown("preset", name, PRESETS))
-    config = TrainConfig(**{**PRESETS[name], **given, "preset": name})
+    config = merge(preset, file, flags)
     config.validate()
     for message in config.out_of_range():
         warnings.warn(message, RangeWarning, stacklevel=2)
     return config
+
+
+def merge(preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConfig:
+    """As `resolve`, but whether the settings work together is not looked at."""
+    from_file, from_flags = _typed(file), _typed(flags)
+    name = preset or from_flags.get("preset") or from_file.get("preset") or DEFAULT_PRESET
+    if name not in PRESETS:
+        raise ValueError(unknown("preset", name, PRESETS))
+    settings = _over(_over(PRESETS[name], from_file), from_flags)
+    return TrainConfig(**{**settings, "preset": name})
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
@@ -241,13 +246,11 @@ def setting_types() -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(TrainConfig)}
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist: the nearest one that does, else all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f"unknown {what} {name!r}; did you mean {near[0]!r}?"
-    return f"unknown {what} {name!r}" + (f"; choose one of {', '.join(known)}" if len(known) < 12 else "")
+def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `base`; a length in epochs replaces one in steps, which would otherwise win."""
+    if "num_epochs" in given and "max_steps" not in given:
+        base = {**base, "max_steps": None}
+    return {**base, **given}
 
 
 def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Every setting of a run in groups, each with its line of help: what `--help` and docs/interface.md show."""
+
+from __future__ import annotations
+
+from dataclasses import field, fields, make_dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from aiether.training.config import TrainConfig, setting_types
+
+GROUPS: dict[str, dict[str, str]] = {
+    "data": {
+        "dataset_path": "Text file (plain, .gz, .xz, .zst), folder, glob or save_to_disk folder. "
+        "None: the source of Python's standard library.",
+        "text_column": "Column of a save_to_disk dataset that holds the text.",
+        "tokenizer": "A tokenizer.json file or Hugging Face tokenizer folder. "
+        "None: a byte-level BPE is trained.",
+        "vocab_size": "Entries of the tokenizer that is trained.",
+        "validation_fraction": "Share of the text held out, in whole documents.",
+        "cache_dir": "Where prepared tokens are kept. None: ~/.cache/aiether.",
+    },
+    "model": {
+        "arch": "transformers' GPT-2 or Llama.",
+        "n_layer": "Layers at the start.",
+        "n_head": "Attention heads.",
+        "n_embd": "Embedding width; a multiple of n_head.",
+        "context_length": "Tokens per training window.",
+        "dropout": "Dropout rate.",
+    },
+    "training": {
+        "num_epochs": "Passes over the training tokens.",
+        "max_steps": "Optimizer steps; wins over num_epochs.",
+        "batch_size": "Windows per forward pass.",
+        "gradient_accumulation_steps": "Forward passes per optimizer step.",
+        "lr": "Peak learning rate.",
+        "lr_warmup_steps": "Steps of linear warm-up.",
+        "schedule": "Learning rate after the warm-up: constant then linear decay (wsd), cosine or linear.",
+        "decay_fraction": "Share of the steps over which wsd decays.",
+        "optimizer": "AdamW, or Muon on the matrices of the blocks and AdamW on the rest.",
+        "weight_decay": "Decay of matrices; vectors do not decay.",
+        "adam_beta1": "AdamW's first decay rate.",
+        "adam_beta2": "AdamW's second decay rate.",
+        "max_grad_norm": "Gradients are clipped to this norm.",
+        "seed": "Seeds the weights, the data order, dropout and growth.",
+        "device": "auto takes CUDA, then MPS, then the CPU.",
+        "bf16": "Mixed precision in bfloat16.",
+        "compile": "Compile block by block.",
+        "baseline": "static: afterwards train the final depth from the start, for the same FLOPs.",
+    },
+    "records": {
+        "output_dir": "The run folder. None: a new folder under runs/.",
+        "eval_interval_steps": "Steps between evaluations. None: collect_interval_steps.",
+        "eval_batches": "Validation batches per evaluation.",
+        "log_interval_steps": "Steps between lines of the training log.",
+        "save_interval_steps": "Steps between checkpoints. None: a tenth of the run.",
+        "keep_checkpoints": "Checkpoints that are kept.",
+        "sample_prompt": "What the finished model continues for the report.",
+    },
+    "stagnation": {
+        "trigger": "What decides that the model grows.",
+        "thresholds": "Compare tau_crit and kappa_crit with raw values, or with normalised ones "
+        "(0 straight line, 1 random walk, whatever the window).",
+        "tau_crit": "Temporal stretch from which the trajectory counts as stagnant.",
+        "kappa_crit": "Effective curvature from which the trajectory counts as stagnant.",
+        "watch": "Measure the frontier layer, or all layers together.",
+        "pg_patience": "Consecutive stagnant evaluations before growth.",
+        "pg_threshold": "Grow only if the best validation loss improved by less than this, relatively, "
+        "over the last pg_patience evaluations.",
+        "warmup_steps": "Steps before the first stagnation check.",
+        "history_window_size": "Snapshots in the trajectory.",
+        "collect_interval_steps": "Steps between snapshots.",
+        "growth_fractions": "Trigger fixed: the fractions of the steps at which the model grows.",
+        "latest_growth": "No growth after this fraction of the steps.",
+        "snapshot_storage": "Where snapshots are kept: on the device, in host memory or on disk.",
+    },
+    "growth": {
+        "placement": "Where new layers go: the whole stack again, each beside its source, on top, "
+        "or before the last layer (front).",
+        "grow_by": "Layers per growth; double doubles, max grows to the end at once.",
+        "grow_to": "Depths to grow to, in order; wins over grow_by.",
+        "max_layers": "The planned final depth. None: the last of grow_to, else twice n_layer.",
+        "init": "How new layers start: extrapolated from the trajectory, copied, copied with zero output, "
+        "random, or copied with noise.",
+        "noise": "Initialiser noise: its norm relative to the copied tensor's.",
+        "moments": "Optimizer moments of new tensors: zero, copied from the source; reset drops all.",
+        "protocol": "report: freeze, warm the new layers up alone, unfreeze, restart the schedule. "
+        "none: go on.",
+        "isolated_warmup_steps": "Protocol report: steps in which only the new layers train.",
+        "isolated_lr_scale": "Protocol report: the learning rate of those steps, relative.",
+        "unfreeze": "Protocol report: all old layers at once, or from the new ones outwards.",
+        "unfreeze_interval_steps": "Gradual unfreezing: steps between layers.",
+    },
+    "extrapolation": {
+        "beta0": "Base gain of the velocity term.",
+        "gamma0": "Base gain of the curvature correction.",
+        "eta0": "Base gain of the escape term.",
+        "k_subspace": "Dimension of the dynamic subspace; auto reads it off the spectrum.",
+        "ell_orth": "Secondary modes in the escape direction.",
+        "scale": "Terms of unit length, or as long as the trajectory's displacement.",
+        "center": "Centre the velocities before the decomposition.",
+        "escape": "Escape along the secondary modes, or along the velocity outside the subspace.",
+    },
+}
+"""Group -> setting -> help. `preset` is a flag of its own, beside `config` and `resume`."""
+
+ABOUT = {
+    "data": "What is read, and how it becomes tokens.",
+    "model": "The model at the start.",
+    "training": "How it is trained.",
+    "records": "What is written, and how often.",
+    "stagnation": "When the model grows.",
+    "growth": "Where new layers go, how they start, and what happens right after.",
+    "extrapolation": "The geometric initialiser.",
+}
+
+
+def settings_dataclass(defaults: TrainConfig, extra: type) -> type[Any]:
+    """A dataclass for tyro: `extra`'s fields as the group `run`, then one nested dataclass per group."""
+    types = setting_types()
+    members: list[Any] = [("run", extra, field(default_factory=extra))]
+    for group, helps in GROUPS.items():
+        settings = [
+            (name, Annotated[types[name], tyro.conf.arg(help=text)], getattr(defaults, name))
+            for name, text in helps.items()
+        ]
+        cls = make_dataclass(group, settings, frozen=True, kw_only=True, namespace={"__doc__": ABOUT[group]})
+        members.append((group, cls, field(default_factory=cls)))
+    return make_dataclass("TrainFlags", members, frozen=True, kw_only=True)
+
+
+def values_of(flags: Any) -> dict[str, Any]:
+    """Every setting's value in parsed flags, flat."""
+    return {
+        setting.name: getattr(getattr(flags, group), setting.name)
+        for group in GROUPS
+        for setting in fields(getattr(flags, group))
+    }
