@@ -34,13 +34,14 @@ def new_axes(height: float = 265, rows: int = 1) -> tuple[Figure, list[Axes]]:
 
 def style_axes(axes: Axes, y_label: str, x_label: str | None = "step") -> None:
     """The label of y stands above the axis, where it is read without turning the head."""
-    axes.set_title(y_label, loc="left", fontsize=10.5, color=LIGHT["muted"], pad=17)
+    axes.set_title(y_label, loc="left", fontsize=10.5, color=LIGHT["muted"], pad=20)
     exponent = _common_exponent(axes.get_xlim()[1])
     if x_label:
         axes.set_xlabel(f"{x_label}, {fmt.power_of_ten(exponent)}" if exponent else x_label)
     axes.grid(axis="x", visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value / 10**exponent)))
 
 

@@ -22,7 +22,10 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Curve:
-    """What one figure shows: column `y` of `table` over column `x`, for the run and its baselines."""
+    """What one figure shows: column `y` of `table` over column `x`, for the run and its baselines.
+
+    `noisy`: smoothed, the raw values faintly below. `from_zero`: y begins at 0. `whole`: nothing is cut off.
+    """
 
     key: str
     title: str
@@ -34,6 +37,7 @@ class Curve:
     x_label: str = "step"
     noisy: bool = False
     from_zero: bool = False
+    whole: bool = False
 
 
 CURVES: dict[str, tuple[Curve, ...]] = {
@@ -85,6 +89,16 @@ CURVES: dict[str, tuple[Curve, ...]] = {
             "norm",
             noisy=True,
         ),
+        Curve(
+            "learning-rate",
+            "Learning rate",
+            "As the schedule set it; a growth protocol may restart it.",
+            "train",
+            "learning_rate",
+            "learning rate",
+            from_zero=True,
+            whole=True,
+        ),
     ),
 }
 AGAINST_COMPUTE = Curve(
@@ -133,16 +147,16 @@ def curve_picture(run: Run, curve: Curve) -> Picture | None:
 def draw_curve(axes: Axes, run: Run, curve: Curve) -> dict[str, str]:
     """Draws a curve into given axes and returns the tool tips of its growths."""
     x, y = _values(run, curve)
-    shown = [y]
+    shown: list[Column] = []
     for baseline, (role, _, dashes) in _styled_baselines(run, curve):
         base_x, base_y = _values(baseline, curve)
         shown.append(_draw_series(axes, base_x, base_y, role, curve.noisy, dashes=dashes, order=2.2))
     shown.append(_draw_series(axes, x, y, "grown", curve.noisy, breaks=run.growth_steps, order=2.5))
-    limits = frame(shown[1:] if curve.noisy else [y, *shown[1:]])
+    limits = frame(shown, skip=0.0, quantile=1.0) if curve.whole else frame(shown)
     if limits:
         axes.set_ylim(0.0 if curve.from_zero else limits[0], limits[1])
     style_axes(axes, curve.y_label, curve.x_label)
-    axes.margins(x=0.02)
+    axes.set_xlim(-0.015 * axes.get_xlim()[1], None)
     return mark_growths(axes, run, [x_at_step(run, curve.x, step) for step in run.growth_steps])
 
 

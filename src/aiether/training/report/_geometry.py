@@ -18,6 +18,8 @@ LEGEND = (
     LegendEntry("random walk", "muted", "dots"),
 )
 
+FILLED = " At filled points both thresholds are reached."
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -40,7 +42,7 @@ TAU = Measure(
     "τ",
     "Tortuosity τ",
     "How much longer the weights' path is than the way it covered. Below, normalised for the number of "
-    "snapshots: 0 is a straight line, 1 a random walk. Filled points count towards growing.",
+    "snapshots: 0 is a straight line, 1 a random walk.",
     "tau_crit",
     straight=1.0,
     lost=1,
@@ -75,7 +77,7 @@ def measure_picture(run: Run, measure: Measure) -> Picture | None:
     return Picture(
         key=measure.key,
         title=measure.title,
-        caption=measure.caption,
+        caption=measure.caption + (FILLED if _threshold(run, measure) is not None else ""),
         description=f"{measure.title}: {values[0]:.3g} at step {steps[0]:,.0f}, {values[-1]:.3g} at step "
         f"{steps[-1]:,.0f}, between {values.min():.3g} and {values.max():.3g}.",
         figure=figure,
@@ -91,7 +93,8 @@ def _draw_panel(axes: Axes, run: Run, measure: Measure, *, normalised: bool) -> 
         axes.axhline(1.0, color=LIGHT["muted"], linewidth=1.2, linestyle=(0, (1, 1.8)))
         axes.axhline(0.0, color=LIGHT["axis"], linewidth=0.8)
     else:
-        axes.plot(*_random_walk(run, measure), color=LIGHT["muted"], linewidth=1.2, linestyle=(0, (1, 1.8)))
+        for x, y in _pieces(run, *_random_walk(run, measure)):
+            axes.plot(x, y, color=LIGHT["muted"], linewidth=1.2, linestyle=(0, (1, 1.8)))
     threshold = _threshold(run, measure)
     if threshold is not None and normalised == (run.config.get("thresholds") == "normalised"):
         axes.axhline(threshold, color=LIGHT["threshold"], linewidth=1.4, linestyle=(0, (5, 2.2)))
@@ -100,7 +103,8 @@ def _draw_panel(axes: Axes, run: Run, measure: Measure, *, normalised: bool) -> 
     _draw_points(axes, run, column)
     label = f"{measure.symbol}, normalised" if normalised else f"{measure.symbol}, as measured"
     style_axes(axes, label, "step" if normalised else None)
-    axes.margins(x=0.03, y=0.12)
+    axes.margins(y=0.12)
+    axes.set_xlim(-0.015 * run.last_step, 1.02 * run.last_step)
 
 
 def _pieces(run: Run, x: np.ndarray, y: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

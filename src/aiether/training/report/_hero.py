@@ -51,7 +51,7 @@ def hero_picture(run: Run) -> Picture:
     for axes in (left, right):
         axes.patch.set_visible(False)
     draw_curve(left, run, AGAINST_COMPUTE)
-    draw_lineage(right, run)
+    draw_lineage(right, run, "each line a layer, new ones leave the one they were made from")
     figure.get_layout_engine().set(wspace=0.05)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
     _add_legend(left, run)
     return Picture(

@@ -36,7 +36,7 @@ def lineage_picture(run: Run) -> Picture | None:
     )
 
 
-def draw_lineage(axes: Axes, run: Run) -> dict[str, str]:
+def draw_lineage(axes: Axes, run: Run, label: str = "position in the stack") -> dict[str, str]:
     """Draws the lineage into given axes and returns the tool tips of its layers and growths."""
     births = birth_steps(run.layers)
     end = max(run.last_step, births[-1] + 1)
@@ -55,7 +55,7 @@ def draw_lineage(axes: Axes, run: Run) -> dict[str, str]:
         axes.add_patch(patch)
     axes.set_xlim(-0.02 * end, 1.02 * end)
     axes.set_ylim(0.3, len(run.layers) + 0.7)
-    style_axes(axes, "position in the stack")
+    style_axes(axes, label)
     axes.grid(visible=False)
     axes.yaxis.set_major_locator(FixedLocator(_position_ticks(len(run.layers))))
     return tips | mark_growths(axes, run, run.growth_steps)
@@ -97,10 +97,10 @@ def layer_outline(
 
 
 def age_role(generation: int, generations: int) -> int:
-    """Colour of a generation: neighbours differ, and many generations spread over the whole scale."""
-    if generations <= NUM_AGES:
+    """Colour of a generation: the first layers keep theirs, and many generations spread over the rest."""
+    if generations <= NUM_AGES or generation == 0:
         return generation
-    return round(generation * (NUM_AGES - 1) / (generations - 1))
+    return 1 + round((generation - 1) * (NUM_AGES - 2) / (generations - 2))
 
 
 def _legend(births: Sequence[int]) -> tuple[LegendEntry, ...]:

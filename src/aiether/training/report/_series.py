@@ -39,7 +39,7 @@ def thin(x: ArrayLike, y: ArrayLike, limit: int = 1000) -> tuple[Column, Column]
     return x[picks], y[picks]
 
 
-def smooth(x: ArrayLike, y: ArrayLike, breaks: Sequence[float] = (), stretches: int = 80) -> Column:
+def smooth(x: ArrayLike, y: ArrayLike, breaks: Sequence[float] = (), stretches: int = 50) -> Column:
     """Centred running mean over 1/`stretches` of the series, never across one of the `breaks` in x.
 
     Without the breaks the jump of the loss at a growth would be smeared over what came before it.

@@ -185,6 +185,7 @@ def _own_ids(root: ET.Element, prefix: str) -> None:
 _VARIABLES = {colour: f"var(--{role})" for role, colour in LIGHT.items()}
 _COLOUR = re.compile("|".join(_VARIABLES))
 _FONT = re.compile(r"font: (?:[a-z]+ )*?(?:(\d{3}) )?([\d.]+)px [^;]*")
+_FAMILY = re.compile(r" ?font-family: [^;]*;?")
 _LONG_NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
@@ -192,13 +193,14 @@ def _restyle(root: ET.Element) -> None:
     for element in root.iter():
         if style := element.get("style"):
             style = _COLOUR.sub(lambda match: _VARIABLES[match[0]], style)
-            element.set("style", _FONT.sub(_own_font, style))
+            element.set("style", _FAMILY.sub("", _FONT.sub(_own_font, style)))
         for name in ("d", "x", "y", "transform", "points"):
             if value := element.get(name):
                 element.set(name, _LONG_NUMBER.sub(lambda match: f"{float(match[0]):.2f}", value))
 
 
 def _own_font(match: re.Match[str]) -> str:
+    """Size and weight alone, from the `font` shorthand that matplotlib wrote before 3.11."""
     weight = f"; font-weight: {match[1]}" if match[1] else ""
     return f"font-size: {match[2]}px{weight}"
 
