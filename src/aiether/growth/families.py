@@ -60,6 +60,9 @@ FAMILIES: dict[str, Family] = {
             depth_key="n_layer",
         ),
         Family(model_type="llama", **_LLAMA_LAYOUT),
+        Family(model_type="mistral", **_LLAMA_LAYOUT),
+        Family(model_type="qwen2", **_LLAMA_LAYOUT),
+        Family(model_type="qwen3", **_LLAMA_LAYOUT),
     )
 }
 """Registry by `model_type`; one entry makes a family growable."""
