@@ -1,0 +1,43 @@
+# make demo    the main job on embedded data, ending with a report
+# make test    linter, type checker, import contract, tests
+# Both set up .venv first: from nothing on a fresh machine, and again when a dependency changes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+STAMP  := $(VENV)/.installed-$(KEY)
+DEMO   := runs/demo
+
+.PHONY: demo test lint install clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+# PyTorch goes first and pinned: left to a range, a machine without a GPU may pull a CUDA build of several GB.
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "aiether needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+demo: $(STAMP)
+	rm -rf $(DEMO)
+	$(BIN)/aiether train --preset demo --baseline static --output_dir $(DEMO)
+	@echo "Report: $(CURDIR)/$(DEMO)/report.html"
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+# One thread per worker: two workers fill two cores.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+clean:
+	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
