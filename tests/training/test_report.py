@@ -475,6 +475,12 @@ def test_the_frame_holds_the_minimum_but_not_a_lone_spike() -> None:
     assert frame([np.array([np.nan])]) is None
 
 
+def test_the_frame_of_a_constant_is_of_its_own_size() -> None:
+    limits = frame([np.full(20, 1e-3)])
+    assert limits is not None
+    assert limits[0] < 1e-3 < limits[1] < 2e-3
+
+
 def test_points_are_filled_where_both_thresholds_of_the_run_are_reached(whole_run: Path) -> None:
     run = load_run(whole_run)
     columns = [run.evals.column(f"{name}_normalised") for name in ("tau", "kappa")]
@@ -500,12 +506,13 @@ def test_old_layers_move_up_when_new_ones_come_in_below() -> None:
 
 
 def test_a_layer_leaves_its_parents_line_and_ends_at_its_place() -> None:
-    born = layer_outline(FRONT[1], FRONT, birth_steps(FRONT), end=300, width=10)
-    assert tuple(born.vertices[0]) == (100, 1)  # where its parent, layer 0, stood until then
-    assert tuple(born.vertices[-1]) == (300, 2)
-    oldest = layer_outline(FRONT[2], FRONT, birth_steps(FRONT), end=300, width=10)
-    assert tuple(oldest.vertices[0]) == (0, 1)
-    assert tuple(oldest.vertices[-1]) == (300, 3)
+    births = birth_steps(FRONT)
+    born = np.asarray(layer_outline(FRONT[1], FRONT, births, end=300, width=10).vertices)
+    assert tuple(born[0]) == (100, 1)  # where its parent, layer 0, stood until then
+    assert tuple(born[-1]) == (300, 2)
+    oldest = np.asarray(layer_outline(FRONT[2], FRONT, births, end=300, width=10).vertices)
+    assert tuple(oldest[0]) == (0, 1)
+    assert tuple(oldest[-1]) == (300, 3)
 
 
 @pytest.mark.parametrize("generations", [1, 2, 6, 7, 40])

@@ -25,6 +25,7 @@ from aiether.training import _format as fmt
 Row = Mapping[str, Any]
 Clock = Callable[[], float]
 PLAIN_INTERVAL_S = 10.0
+WIDE = 76  # columns of a terminal that three pairs of label and number fit in
 
 
 class TrainingDisplay(Protocol):
@@ -347,11 +348,12 @@ class RichDisplay(_Display):
             ("learning rate", number(train.get("learning_rate"), ".2e")),
         ]
         table = Table.grid(expand=True, padding=(0, 2, 0, 0))
-        for _ in range(3):
+        columns = 3 if self.console.width >= WIDE else 2
+        for _ in range(columns):
             table.add_column(style="dim", no_wrap=True)
             table.add_column(no_wrap=True, ratio=1)
-        for first in (0, 3):
-            table.add_row(*(part for cell in cells[first : first + 3] for part in cell))
+        for first in range(0, len(cells), columns):
+            table.add_row(*(part for cell in cells[first : first + columns] for part in cell))
         return table
 
     def _geometry(self) -> RenderableType:

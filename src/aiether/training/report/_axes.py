@@ -41,7 +41,7 @@ def style_axes(axes: Axes, y_label: str, x_label: str | None = "step") -> None:
     axes.grid(axis="x", visible=False)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value / 10**exponent)))
 
 

@@ -24,7 +24,7 @@ Column = NDArray[np.float64]
 class Curve:
     """What one figure shows: column `y` of `table` over column `x`, for the run and its baselines.
 
-    `noisy`: smoothed, the raw values faintly below. `from_zero`: y begins at 0. `whole`: nothing is cut off.
+    `noisy`: smoothed, raw values faintly below. `from_zero`: y begins at 0. `whole`: spikes are not cut off.
     """
 
     key: str
@@ -88,6 +88,7 @@ CURVES: dict[str, tuple[Curve, ...]] = {
             "grad_norm",
             "norm",
             noisy=True,
+            whole=True,
         ),
         Curve(
             "learning-rate",
@@ -152,7 +153,7 @@ def draw_curve(axes: Axes, run: Run, curve: Curve) -> dict[str, str]:
         base_x, base_y = _values(baseline, curve)
         shown.append(_draw_series(axes, base_x, base_y, role, curve.noisy, dashes=dashes, order=2.2))
     shown.append(_draw_series(axes, x, y, "grown", curve.noisy, breaks=run.growth_steps, order=2.5))
-    limits = frame(shown, skip=0.0, quantile=1.0) if curve.whole else frame(shown)
+    limits = frame(shown, quantile=1.0) if curve.whole else frame(shown)
     if limits:
         axes.set_ylim(0.0 if curve.from_zero else limits[0], limits[1])
     style_axes(axes, curve.y_label, curve.x_label)

@@ -69,7 +69,7 @@ def frame(series: Sequence[Column], skip: float = 0.04, quantile: float = 0.99) 
         return None
     low = min(float(y.min()) for y in kept)
     high = max(float(np.quantile(y, quantile)) for y in kept)
-    pad = 0.06 * (high - low) or 0.05 * max(abs(high), 1.0)
+    pad = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return low - pad, high + pad
 
 
