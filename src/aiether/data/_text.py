@@ -6,11 +6,14 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
-from io import TextIOWrapper
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 import zstandard
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 END_OF_TEXT = "<|endoftext|>"
 LINE_LIMIT = 1 << 14
@@ -34,10 +37,43 @@ def open_bytes(path: Path) -> tuple[IO[bytes], IO[bytes]]:
         case ".xz":
             return cast(IO[bytes], lzma.LZMAFile(raw)), raw
         case ".zst":
-            stream = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            return cast(IO[bytes], stream), raw
+            return cast(IO[bytes], BufferedReader(_ZstandardFrames(raw), 1 << 17)), raw
         case _:
             return raw, raw
+
+
+class _ZstandardFrames(RawIOBase):
+    """The content of a file of zstandard frames; a frame that breaks off is an error.
+
+    zstandard's own stream reader takes a truncated file for a shorter one.
+    """
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self._raw = raw
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._started = False
+        self._ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        while not self._ready:
+            data = self._frame.unused_data if self._frame.eof else b""
+            if self._frame.eof:
+                self._frame, self._started = zstandard.ZstdDecompressor().decompressobj(), False
+            data = data or self._raw.read(1 << 16)
+            if not data:
+                if self._started:
+                    raise EOFError("the last frame is incomplete")
+                return 0
+            self._started = True
+            self._ready = memoryview(self._frame.decompress(data))
+        target = memoryview(buffer)
+        size = min(len(target), len(self._ready))
+        target[:size] = self._ready[:size]
+        self._ready = self._ready[size:]
+        return size
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, int]]:

@@ -86,7 +86,7 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> PackedData:
     source = find_source(config)
     folder = config.cache_root / "data" / _cache_key(config, source)
     if not _is_complete(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        _make_writable(folder.parent)
         with FileLock(folder.with_name(folder.name + ".lock")):
             if not _is_complete(folder):
                 _prepare_folder(config, source, folder, progress or _silent)
@@ -95,6 +95,17 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> PackedData:
 
 def _silent(phase: str, fraction: float) -> None:
     """Report to nobody."""
+
+
+def _make_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(
+            f"prepared data cannot be kept in {folder} ({error.strerror}); "
+            "give a writable folder with cache_dir"
+        ) from error
 
 
 def _cache_key(config: DataConfig, source: Source) -> str:

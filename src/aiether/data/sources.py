@@ -183,7 +183,7 @@ def _folder(path: Path) -> TextFiles:
     if not files:
         raise ValueError(
             f"dataset_path {str(path)!r} holds no text files; looked for {' '.join(sorted(TEXT_SUFFIXES))}, "
-            f"also with {' '.join(COMPRESSION_SUFFIXES)}; name other files with a glob such as '{path}/**/*.ext'"
+            f"also with {' '.join(COMPRESSION_SUFFIXES)}; name others by a glob such as '{path}/**/*.ext'"
         )
     return TextFiles(files, f"{path} ({len(files)} files)")
 

@@ -130,7 +130,7 @@ def _existing(path: str) -> Path:
     if not location.exists():
         raise ValueError(
             f"tokenizer {path!r} does not exist; allowed are a tokenizer.json and a tokenizer folder on "
-            f"disk; for a name on the Hub, first run AutoTokenizer.from_pretrained({path!r}).save_pretrained(folder)"
+            f"disk; a name on the Hub: AutoTokenizer.from_pretrained({path!r}).save_pretrained(folder) first"
         )
     return location
 

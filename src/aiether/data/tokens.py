@@ -66,8 +66,9 @@ class TokenWriter:
         """Append ids. Raises ValueError for one that the vocabulary does not hold."""
         array = np.asarray(ids, dtype=np.int64)
         if array.size and not 0 <= array.min() <= array.max() < self._vocab_size:
+            outside = array.min() if array.min() < 0 else array.max()
             raise ValueError(
-                f"the data holds token id {array.max()}, the tokenizer's vocabulary has {self._vocab_size} "
+                f"the data holds token id {outside}, the tokenizer's vocabulary has {self._vocab_size} "
                 "entries; give the tokenizer that made the ids"
             )
         self.count += array.size
