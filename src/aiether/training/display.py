@@ -361,7 +361,7 @@ class RichDisplay(_Display):
         suffix, name = ("_normalised", " normalised") if settings.normalised else ("", "")
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True, min_width=12)
-        table.add_column(no_wrap=True, width=24)
+        table.add_column(no_wrap=True, width=24 if self.console.width >= WIDE else 14)
         table.add_column(no_wrap=True)
         table.add_row("layers", *self._depth_cells())
         for symbol, key, limit in (("τ", "tau", settings.tau_crit), ("κ", "kappa", settings.kappa_crit)):
@@ -376,7 +376,7 @@ class RichDisplay(_Display):
         depth, most = self.progress.depth, self.settings.max_layers
         if depth is None or not most or depth > most:
             return Text(), Text(number(depth, ".0f"))
-        bar = ProgressBar(total=most, completed=depth, width=24, complete_style="cyan", finished_style="cyan")
+        bar = ProgressBar(total=most, completed=depth, complete_style="cyan", finished_style="cyan")
         return bar, Text(f"{depth} of at most {most}")
 
 
