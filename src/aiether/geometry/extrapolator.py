@@ -237,7 +237,8 @@ class _Modes:
         if not self.centred:
             return self.project(weights, k, self.rank)
         residual = weights - self.project(weights, 0, k)
-        return residual if self.length(residual) > self.noise / len(weights) else torch.zeros_like(residual)
+        noise = self.noise / math.sqrt(len(weights))  # the most that a mode below the cut adds to V̄
+        return residual if self.length(residual) > noise else torch.zeros_like(residual)
 
     def oriented_sum(self, towards: Tensor, start: int, stop: int) -> Tensor:
         """Weights of Σ σ_i q_i over the modes start..stop, each turned so that ⟨q_i, Vᵀw⟩ >= 0."""

@@ -17,9 +17,9 @@ from torch import Tensor
 
 TensorLike: TypeAlias = Tensor | np.ndarray
 
-# Elements of one float64 work buffer. On a CPU two of them stay within the shared cache; on an accelerator
-# they have to be large enough to hide the cost of starting a kernel.
-_CPU_ELEMENTS = 1 << 18
+# Elements of one float64 work buffer. On a CPU two of them (8 MB) stay in the last-level cache; on an
+# accelerator they have to be large enough to hide the cost of starting a kernel.
+_CPU_ELEMENTS = 1 << 19
 _ACCELERATOR_ELEMENTS = 1 << 22
 _ALIGNMENT = 64
 
@@ -121,18 +121,11 @@ def velocity_gram(snapshots: Sequence[TensorLike]) -> Tensor:
     rows = as_rows(snapshots)
     device = compute_device(rows[-1])
     count = len(rows) - 1
-    lower = torch.zeros(count, count, dtype=torch.float64, device=device)
+    gram = torch.zeros(count, count, dtype=torch.float64, device=device)
     for _, _, _, velocity in velocity_chunks(rows, device):
-        # One matrix-vector product a row keeps to the lower triangle; for so few rows it is also faster
-        # than a general matrix product (benchmarks/geometry.py).
-        for index in range(count):
-            lower[index, : index + 1].addmv_(velocity[: index + 1], velocity[index])
-    return symmetric(lower.cpu())
-
-
-def symmetric(lower: Tensor) -> Tensor:
-    """The symmetric matrix whose lower triangle is given."""
-    return torch.tril(lower) + torch.tril(lower, -1).T
+        gram.addmm_(velocity, velocity.T)
+    gram = gram.cpu()
+    return (gram + gram.T) / 2
 
 
 def add_velocities(snapshots: Sequence[TensorLike], coefficients: Tensor) -> Tensor:

@@ -124,9 +124,10 @@ def _displacement(gram: Tensor, path_length: float) -> float:
 
 
 def _curvature(gram: Tensor, lengths: Tensor, displacement: float, eps: float) -> float:
-    forward = gram.sum(dim=1) / (displacement + eps)  # <V_t, Δ> / ‖Δ‖
-    along = forward.abs() * (displacement / (displacement + eps))
-    across = (lengths.square() - along.square()).clamp(min=0).sqrt()
+    shortfall = displacement / (displacement + eps)  # length of the report's direction Δ / (‖Δ‖ + ε)
+    forward = gram.sum(dim=1) / (displacement + eps) if displacement > 0 else torch.zeros_like(lengths)
+    along = forward.abs() * shortfall
+    across = (lengths.square() - forward.square() * (2 - shortfall**2)).clamp(min=0).sqrt()
     return float(across.sum()) / (float(along.sum()) + eps)
 
 

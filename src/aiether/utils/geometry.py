@@ -61,10 +61,14 @@ class GeometricExtrapolator:
 
     def extrapolate(self, W_history: History) -> tuple[Any, dict[str, Any]]:
         """W_new (Definition 18), of the kind, shape and dtype of the last snapshot, and its metrics."""
-        snapshots = list(W_history)
+        snapshots = _snapshots(W_history)
         result, metrics = self.extrapolator.extrapolate(snapshots)
-        is_array = bool(snapshots) and isinstance(snapshots[-1], np.ndarray | np.generic)
-        return (result.numpy() if is_array else result), metrics
+        return (result.numpy() if isinstance(snapshots[-1], np.ndarray) else result), metrics
 
     def _metrics(self, W_history: History) -> GeometryMetrics:
-        return metrics_from_gram(velocity_gram(list(W_history)), self.extrapolator.eps)
+        return metrics_from_gram(velocity_gram(_snapshots(W_history)), self.extrapolator.eps)
+
+
+def _snapshots(history: History) -> list[Tensor | np.ndarray]:
+    # Iterating over a NumPy array of scalars gives NumPy numbers, which are no arrays.
+    return [item if isinstance(item, Tensor) else np.asarray(item) for item in history]
