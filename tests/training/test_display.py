@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from aiether.training.display import (
     PlainDisplay,
     RichDisplay,
     TrainingDisplay,
-    make_display,
+    open_display,
 )
 
 SETTINGS = DisplaySettings(tau_crit=0.5, kappa_crit=0.6, normalised=True, patience=5, max_layers=8)
@@ -101,13 +102,13 @@ def drawn(display: RichDisplay, width: int) -> list[str]:
 
 
 def test_a_terminal_gets_the_live_display_and_a_pipe_plain_lines() -> None:
-    assert isinstance(make_display(SETTINGS, console_of()), RichDisplay)
-    assert isinstance(make_display(SETTINGS, console_of(terminal=False)), PlainDisplay)
+    assert isinstance(open_display(SETTINGS, console_of()), RichDisplay)
+    assert isinstance(open_display(SETTINGS, console_of(terminal=False)), PlainDisplay)
 
 
 def test_a_terminal_that_cannot_show_greek_letters_gets_plain_lines() -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    assert isinstance(make_display(SETTINGS, Console(file=file, force_terminal=True)), PlainDisplay)
+    assert isinstance(open_display(SETTINGS, Console(file=file, force_terminal=True)), PlainDisplay)
 
 
 def test_settings_take_thresholds_only_from_a_geometric_trigger() -> None:
@@ -160,20 +161,30 @@ def test_no_time_is_left_at_the_end_or_past_it() -> None:
 # --- the live display ---------------------------------------------------------------------------------
 
 
-def running_display(width: int = 80) -> tuple[RichDisplay, Console]:
-    clock, console = Clock(), console_of(width)
-    display = RichDisplay(SETTINGS, console, clock)
-    display.progress.title, display.progress.total_steps = "run", 1000
-    for step in (100, 200):
-        clock.now = step * 0.1
-        display.update(train_row(step))
-    display.update(eval_row(200))
-    return display, console
+Open = Callable[..., RichDisplay]
+
+
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    """Opens live displays of a run of 1,000 steps, and gives the terminal back when the test ends."""
+    with ExitStack() as stack:
+
+        def open_one(width: int = 80, settings: DisplaySettings = SETTINGS, step: int = 0) -> RichDisplay:
+            clock = Clock()
+            display = stack.enter_context(RichDisplay(settings, console_of(width), clock))
+            display.start(1000, 0, "run")
+            for at in range(100, step + 1, 100):
+                clock.now = at * 0.1
+                display.update(train_row(at))
+                display.update(eval_row(at))
+            return display
+
+        yield open_one
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_panel_says_everything_in_any_width(width: int) -> None:
-    lines = drawn(running_display(width)[0], width)
+def test_the_panel_says_everything_in_any_width(opened: Open, width: int) -> None:
+    lines = drawn(opened(width, step=200), width)
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
     for words in (
@@ -191,17 +202,16 @@ def test_the_panel_says_everything_in_any_width(width: int) -> None:
     assert "0.6 reached" not in text
 
 
-def test_the_panel_has_no_wrong_numbers_before_the_first_row() -> None:
-    display = RichDisplay(SETTINGS, console_of(), Clock())
-    display.progress.total_steps = 1000
+def test_the_panel_has_no_wrong_numbers_before_the_first_row(opened: Open) -> None:
+    display = opened()
     text = "\n".join(drawn(display, 80))
     assert "0/1,000  0 %" in text
     assert "time left: not known yet" in text
     assert text.count("not enough snapshots yet") == 2
 
 
-def test_missing_and_broken_measurements_are_hyphens() -> None:
-    display, _ = running_display()
+def test_missing_and_broken_measurements_are_hyphens(opened: Open) -> None:
+    display = opened(step=200)
     display.update(train_row(300, loss=float("nan"), grad_norm=None, tokens_per_s=None))
     display.update(eval_row(300, bits_per_byte=None, tau_normalised=None))
     text = "\n".join(drawn(display, 80))
@@ -209,8 +219,8 @@ def test_missing_and_broken_measurements_are_hyphens() -> None:
     assert "not enough snapshots yet" in text
 
 
-def test_without_a_geometric_trigger_no_threshold_is_shown() -> None:
-    display = RichDisplay(DisplaySettings(max_layers=8), console_of(), Clock())
+def test_without_a_geometric_trigger_no_threshold_is_shown(opened: Open) -> None:
+    display = opened(settings=DisplaySettings(max_layers=8))
     display.update(eval_row(10, tau=None, kappa=None))
     text = "\n".join(drawn(display, 80))
     assert "threshold" not in text
@@ -218,17 +228,17 @@ def test_without_a_geometric_trigger_no_threshold_is_shown() -> None:
     assert "stagnation" not in text
 
 
-def test_a_growth_makes_the_time_left_unknown_and_the_depth_new() -> None:
-    display, console = running_display()
+def test_a_growth_makes_the_time_left_unknown_and_the_depth_new(opened: Open) -> None:
+    display = opened(step=200)
     display.growth(GROWTH)
     text = "\n".join(drawn(display, 80))
     assert "time left: not known yet" in text
     assert "4 of at most 8" in text
-    assert "step 500: grew 2 -> 4 layers in 0.4 s, loss 3.250 -> 4.750" in output_of(console)
+    assert "step 500: grew 2 -> 4 layers in 0.4 s, loss 3.250 -> 4.750" in output_of(display.console)
 
 
-def test_steps_between_rows_move_the_bar_and_keep_the_numbers() -> None:
-    display, _ = running_display()
+def test_steps_between_rows_move_the_bar_and_keep_the_numbers(opened: Open) -> None:
+    display = opened(step=200)
     display.update({"step": 207, "train_seconds": 20.7})
     text = "\n".join(drawn(display, 80))
     assert "207/1,000" in text
@@ -238,7 +248,7 @@ def test_steps_between_rows_move_the_bar_and_keep_the_numbers() -> None:
 def test_the_terminal_is_given_back_after_an_interrupt() -> None:
     console = console_of()
     with pytest.raises(KeyboardInterrupt):
-        _train_until_interrupted(make_display(SETTINGS, console))
+        _train_until_interrupted(open_display(SETTINGS, console))
     text = output_of(console)
     assert text.rstrip().endswith("stopped at step 10 of 1,000")
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is visible again
@@ -252,7 +262,7 @@ def _train_until_interrupted(display: TrainingDisplay) -> None:
 
 
 def test_a_second_run_starts_from_nothing() -> None:
-    with make_display(SETTINGS, console_of()) as display:
+    with open_display(SETTINGS, console_of()) as display:
         assert isinstance(display, RichDisplay)
         display.start(1000, 0, "grown")
         display.update(train_row(1000))
@@ -315,3 +325,34 @@ def test_growth_without_losses_or_plan_is_still_announced() -> None:
         )
 
     assert "step 7: grew 1 -> 2 layers" in plain_lines(tell)
+
+
+def test_preparing_is_one_plain_line_for_each_task() -> None:
+    def tell(display: PlainDisplay, _: Clock) -> None:
+        for label in ("reading", "tokenizing"):
+            for part in range(11):
+                display.progress(label, part / 10)
+
+    lines = plain_lines(tell)
+    assert lines.count("reading") == lines.count("tokenizing") == 1
+
+
+def test_preparing_is_a_bar_in_a_terminal_until_training_starts() -> None:
+    with open_display(SETTINGS, console_of()) as display:
+        assert isinstance(display, RichDisplay)
+        display.progress("tokenizing", 0.25)
+        assert "25 %" in "\n".join(drawn(display, 80))
+        display.start(1000, 0, "run")
+        assert "0/1,000" in "\n".join(drawn(display, 80))
+        display.finish(SUMMARY)
+
+
+def test_the_end_names_the_report_and_how_to_go_on() -> None:
+    console = console_of(terminal=False)
+    with PlainDisplay(SETTINGS, console) as display:
+        display.finish(
+            {"status": "interrupted", "report": "runs/a/report.html", "resume": "aiether train --resume x"}
+        )
+    lines = output_of(console).splitlines()
+    assert lines[0].startswith("interrupted: evaluation loss -")
+    assert lines[1:] == ["report: runs/a/report.html", "resume: aiether train --resume x"]

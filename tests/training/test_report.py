@@ -348,7 +348,7 @@ def test_an_interrupted_run_is_reported_as_far_as_it_went(tmp_path: Path) -> Non
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"kind": "train", "step": 73')  # killed in the middle of a line
     _, page = page_of(run)
-    assert "Not finished: this is what was recorded up to step 730." in page.words
+    assert "Not finished (interrupted): this is what was recorded up to step 730." in page.words
     assert figures_on(page) == ALL_CURVES | {"lineage", "tau", "kappa"}
 
 

@@ -47,8 +47,12 @@ class TrainingDisplay(Protocol):
         """A line that stays."""
         ...
 
+    def progress(self, label: str, fraction: float) -> None:
+        """Work before training, such as preparing the data: what is done, and which part of it (0 to 1)."""
+        ...
+
     def finish(self, summary: Row) -> None:
-        """The end, with the contents of `summary.json`."""
+        """The end: the contents of `summary.json`, where wanted with `report` and `resume` to be shown."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -83,7 +87,7 @@ class DisplaySettings:
         )
 
 
-def make_display(
+def open_display(
     settings: DisplaySettings | None = None, console: Console | None = None, clock: Clock = time.monotonic
 ) -> TrainingDisplay:
     """The live display where `console` is a terminal that can show it, plain lines otherwise."""
@@ -130,7 +134,7 @@ class Pace:
 
 
 @dataclass
-class Progress:
+class RunState:
     """All that is known of a run at one moment; the displays only render it."""
 
     title: str = ""
@@ -187,9 +191,10 @@ def growth_lines(event: Row) -> list[str]:
 
 def summary_lines(summary: Row) -> list[str]:
     """The end in words: the run, then each baseline, in the same form."""
-    lines = [f"{summary.get('status', 'finished')}: {_outcome(summary)}"]
-    return lines + [
-        f"baseline {each.get('name')}: {_outcome(each)}" for each in summary.get("baselines") or ()
+    return [
+        f"{summary.get('status', 'finished')}: {_outcome(summary)}",
+        *(f"baseline {each.get('name')}: {_outcome(each)}" for each in summary.get("baselines") or ()),
+        *(f"{name}: {summary[name]}" for name in ("report", "resume") if summary.get(name)),
     ]
 
 
@@ -215,25 +220,31 @@ class _Display:
 
     def __init__(self, settings: DisplaySettings, console: Console, clock: Clock = time.monotonic) -> None:
         self.settings, self.console, self.clock = settings, console, clock
-        self.progress = Progress()
+        self.state = RunState()
         self.finished = True
+        self._task: tuple[str, float] = ("", 0.0)
 
     def start(self, total_steps: int, step: int, title: str) -> None:
-        self.progress = Progress(title=title, total_steps=total_steps, step=step)
+        self.state = RunState(title=title, total_steps=total_steps, step=step)
         self.finished = False
         went_on = f", from step {step:,}" if step else ""
         self._print(f"{title}: {total_steps:,} steps{went_on}")
 
     def update(self, row: Row) -> None:
-        self.progress.take(row, self.clock())
+        self.state.take(row, self.clock())
 
     def growth(self, event: Row) -> None:
-        self.progress.set_depth(event.get("depth_after"))
+        self.state.set_depth(event.get("depth_after"))
         for index, line in enumerate(growth_lines(event)):
             self._print(line, style="bold green" if index == 0 else "green")
 
     def message(self, text: str) -> None:
         self._print(text)
+
+    def progress(self, label: str, fraction: float) -> None:
+        if label != self._task[0]:
+            self._print(label)
+        self._task = (label, fraction)
 
     def finish(self, summary: Row) -> None:
         self.finished = True
@@ -247,7 +258,7 @@ class _Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self.finished:
-            self._print(f"stopped at step {self.progress.step:,} of {self.progress.total_steps:,}")
+            self._print(f"stopped at step {self.state.step:,} of {self.state.total_steps:,}")
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style=style), soft_wrap=True)
@@ -267,10 +278,10 @@ class PlainDisplay(_Display):
             self._print(self._at_step(self._training_words(row)))
 
     def _at_step(self, words: list[str]) -> str:
-        return f"step {self.progress.step}/{self.progress.total_steps}  " + "  ".join(words)
+        return f"step {self.state.step}/{self.state.total_steps}  " + "  ".join(words)
 
     def _training_words(self, row: Row) -> list[str]:
-        left = self.progress.time_left()
+        left = self.state.time_left()
         return [
             f"loss {number(row.get('loss'), '.4f')}",
             f"grad norm {number(row.get('grad_norm'), '.2f')}",
@@ -310,6 +321,10 @@ class RichDisplay(_Display):
         super().start(total_steps, step, title)
         self._live.start()
 
+    def progress(self, label: str, fraction: float) -> None:
+        super().progress(label, fraction)
+        self._live.start()
+
     def finish(self, summary: Row) -> None:
         self._live.stop()
         super().finish(summary)
@@ -321,24 +336,22 @@ class RichDisplay(_Display):
         super().__exit__(kind, error, trace)
 
     def render(self) -> RenderableType:
-        """The panel as it stands now."""
-        return Padding(Group(self._bar(), Text(), self._numbers(), Text(), self._geometry()), (1, 1, 0, 1))
-
-    def _bar(self) -> RenderableType:
-        progress = self.progress
-        done = progress.step / progress.total_steps if progress.total_steps else 0.0
-        left = progress.time_left() or "time left: not known yet"
-        bar = Table.grid(expand=True, padding=(0, 2, 0, 0))
-        bar.add_column(ratio=1)
-        bar.add_column(justify="right", no_wrap=True)
-        bar.add_row(
-            ProgressBar(total=max(progress.total_steps, 1), completed=progress.step),
-            Text(f"{progress.step:,}/{progress.total_steps:,}  {100 * done:.0f} %"),
+        """The panel as it stands now; a single bar while there is only preparing to show."""
+        if self.finished:
+            return Padding(_bar(self._task[1], 1.0, f"{100 * self._task[1]:.0f} %"), (0, 1))
+        return Padding(
+            Group(self._progress(), Text(), self._numbers(), Text(), self._geometry()), (1, 1, 0, 1)
         )
-        return Group(bar, Text(left, style="dim"))
+
+    def _progress(self) -> RenderableType:
+        state = self.state
+        share = 100 * state.step / state.total_steps if state.total_steps else 0.0
+        words = f"{state.step:,}/{state.total_steps:,}  {share:.0f} %"
+        left = Text(state.time_left() or "time left: not known yet", style="dim")
+        return Group(_bar(state.step, max(state.total_steps, 1), words), left)
 
     def _numbers(self) -> RenderableType:
-        train, evaluation = self.progress.train, self.progress.evaluation
+        train, evaluation = self.state.train, self.state.evaluation
         cells = [
             ("loss", number(train.get("loss"), ".4f")),
             ("eval loss", number(evaluation.get("eval_loss"), ".4f")),
@@ -357,7 +370,7 @@ class RichDisplay(_Display):
         return table
 
     def _geometry(self) -> RenderableType:
-        settings, evaluation = self.settings, self.progress.evaluation
+        settings, evaluation = self.settings, self.state.evaluation
         suffix, name = ("_normalised", " normalised") if settings.normalised else ("", "")
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True, min_width=12)
@@ -373,11 +386,19 @@ class RichDisplay(_Display):
         return table
 
     def _depth_cells(self) -> tuple[RenderableType, RenderableType]:
-        depth, most = self.progress.depth, self.settings.max_layers
+        depth, most = self.state.depth, self.settings.max_layers
         if depth is None or not most or depth > most:
             return Text(), Text(number(depth, ".0f"))
         bar = ProgressBar(total=most, completed=depth, complete_style="cyan", finished_style="cyan")
         return bar, Text(f"{depth} of at most {most}")
+
+
+def _bar(completed: float, total: float, words: str) -> Table:
+    bar = Table.grid(expand=True, padding=(0, 2, 0, 0))
+    bar.add_column(ratio=1)
+    bar.add_column(justify="right", no_wrap=True)
+    bar.add_row(ProgressBar(total=total, completed=completed), Text(words))
+    return bar
 
 
 def _gauge(value: float | None, limit: float | None) -> tuple[RenderableType, RenderableType]:
@@ -388,7 +409,7 @@ def _gauge(value: float | None, limit: float | None) -> tuple[RenderableType, Re
         return Text(), Text(f"{value:.2f}")
     met = value >= limit
     bar = ProgressBar(
-        total=max(limit, 1e-9), completed=min(max(value, 0.0), limit), width=24,
+        total=max(limit, 1e-9), completed=min(max(value, 0.0), limit),
         complete_style="yellow", finished_style="green",
     )  # fmt: skip
     words = f"{value:.2f}, threshold {limit:g}" + (" reached" if met else "")
@@ -397,7 +418,7 @@ def _gauge(value: float | None, limit: float | None) -> tuple[RenderableType, Re
 
 def _counter(count: int | None, patience: int) -> tuple[RenderableType, RenderableType]:
     bar = ProgressBar(
-        total=patience, completed=min(count or 0, patience), width=24,
+        total=patience, completed=min(count or 0, patience),
         complete_style="yellow", finished_style="green",
     )  # fmt: skip
     return bar, Text(f"{number(count, '.0f')} of {patience} evaluations")

@@ -41,10 +41,10 @@ def _layers(depth: float) -> str:
 
 def status(run: Run) -> str | None:
     """A warning when the run has not come to its end; None when it has."""
-    if run.summary is None:
-        return f"Not finished: this is what was recorded up to step {run.last_step:,}."
-    state = str(run.summary.get("status", ""))
-    return None if state in ("finished", "completed", "complete", "done", "") else f"The run was {state}."
+    state = "interrupted" if run.summary is None else str(run.summary.get("status", "finished"))
+    if state == "finished":
+        return None
+    return f"Not finished ({state}): this is what was recorded up to step {run.last_step:,}."
 
 
 def verdicts(run: Run) -> tuple[str, ...]:
