@@ -261,7 +261,7 @@ class _Display:
             self._print(f"stopped at step {self.state.step:,} of {self.state.total_steps:,}")
 
     def _print(self, text: str, style: str = "") -> None:
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        self.console.print(Text(text, style=style), soft_wrap=not self.console.is_terminal)
 
 
 class PlainDisplay(_Display):
