@@ -202,7 +202,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If the file is missing, is no YAML, or holds something else than a mapping.
+        Naming the file: it is missing, is no YAML, or holds an unknown setting or a wrong type.
     """
     path = Path(path)
     if not path.is_file():
@@ -210,20 +210,17 @@ def read_file(path: str | Path) -> dict[str, Any]:
             f"config file {str(path)!r} does not exist; name a YAML file such as a run's config.yaml"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"config file {str(path)!r} is not YAML: {reason}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ValueError(f"config file {str(path)!r} holds no settings; write lines of the form 'lr: 0.001'")
-    return {str(key): value for key, value in content.items()}
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(content, dict):
+            raise ValueError("it holds no settings; write lines of the form 'lr: 0.001'")
+        return _typed({str(key): value for key, value in content.items()})
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"config file {str(path)!r}: {error}") from error
 
 
 def read_config(path: str | Path) -> TrainConfig:
     """A configuration that `write_config` wrote."""
-    config = TrainConfig(**_typed(read_file(path)))
+    config = TrainConfig(**read_file(path))
     config.validate()
     return config
 
