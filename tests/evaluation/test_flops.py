@@ -54,10 +54,13 @@ CONFIGS = {
 def test_closed_form_is_what_the_counter_counts(
     config: GPT2Config | LlamaConfig, context_length: int
 ) -> None:
-    # No tolerance: with eager attention both count the same matrix products.
-    assert measure_flops_per_token(model_of(config), context_length) == flops_per_token(
+    # With eager attention both count the same matrix products, with one exception: some versions of
+    # transformers make Llama's rotary angles by an outer product, head_dim FLOPs a token, once and without
+    # a backward pass.
+    extra = measure_flops_per_token(model_of(config), context_length) - flops_per_token(
         config, context_length
     )
+    assert extra in ({0} if isinstance(config, GPT2Config) else {0, config.head_dim})
 
 
 def test_a_real_training_step_on_the_model_itself_counts_the_same() -> None:
