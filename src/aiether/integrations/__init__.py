@@ -1,0 +1,19 @@
+"""Where growth meets training loops: the stages on the Hugging Face Trainer, and checkpoints that are whole."""
+
+from ._checkpoint import Checkpoint, CheckpointStore, write_json
+from ._growth_callback import GrowthCallback
+from ._observer import Row, RunObserver
+from ._verify import GrowthError
+from .trainer import FitResult, fit
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointStore",
+    "FitResult",
+    "GrowthCallback",
+    "GrowthError",
+    "Row",
+    "RunObserver",
+    "fit",
+    "write_json",
+]

@@ -1,0 +1,187 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is a folder that `from_pretrained` loads, with the rest of the training state beside the
+weights: optimizer moments by parameter name (safetensors), everything else as JSON. It is written under a
+temporary name, every file is synced, a completion marker that lists the files with their sizes is written
+last, and the folder is renamed. Nothing in it is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+MARKER = "COMPLETE.json"
+STATE = "aiether_state.json"
+MOMENTS = "moments.safetensors"
+_NAME = re.compile(r"step-(\d{8})-stage-(\d{3})$")
+_SNAPSHOT = re.compile(r"step-(\d{8})\.safetensors$")
+_SEPARATOR = "::"
+
+Moments = dict[str, dict[str, Tensor | int | float | bool]]
+"""Optimizer state by parameter name: tensors, and the plain numbers that some optimizers keep."""
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file (or a folder's entries) to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1))
+    sync_file(temporary)
+    temporary.replace(path)
+    sync_file(path.parent)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk. Within one step, the later stage is the grown model."""
+
+    path: Path
+    step: int
+    stage: int
+
+    def read_state(self) -> dict[str, Any]:
+        return json.loads((self.path / STATE).read_text())
+
+    def read_moments(self) -> Moments:
+        """Optimizer state by parameter name, on the CPU."""
+        moments: Moments = self.read_state()["scalar_moments"]
+        with safe_open(self.path / MOMENTS, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                name, entry = key.rsplit(_SEPARATOR, 1)
+                moments.setdefault(name, {})[entry] = tensors.get_tensor(key)
+        return moments
+
+
+class CheckpointStore:
+    """The checkpoints of one run, and the trajectory's snapshots, each written once and shared by them."""
+
+    def __init__(self, directory: Path, keep: int | None = None) -> None:
+        self.directory = directory / "checkpoints"
+        self.snapshots = directory / "snapshots"
+        self.keep = keep
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    def complete(self) -> list[Checkpoint]:
+        """Complete checkpoints, oldest first; a folder whose marker or a listed file is missing is left out."""
+        found = [
+            Checkpoint(path, int(match[1]), int(match[2]))
+            for path in self.directory.iterdir()
+            if (match := _NAME.match(path.name)) and _is_complete(path)
+        ]
+        return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.stage))
+
+    def latest(self) -> Checkpoint | None:
+        return max(self.complete(), key=lambda c: (c.step, c.stage), default=None)
+
+    def write(
+        self,
+        *,
+        step: int,
+        stage: int,
+        save_model: Callable[[Path], None],
+        moments: Moments,
+        state: dict[str, Any],
+    ) -> Checkpoint:
+        """Write one checkpoint; on return it is on the disk, and older ones beyond `keep` are gone."""
+        final = self.directory / f"step-{step:08d}-stage-{stage:03d}"
+        temporary = self.directory / f".{final.name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        save_model(temporary)
+        flat = {
+            f"{name}{_SEPARATOR}{key}": value.detach().contiguous()
+            for name, entries in moments.items()
+            for key, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+        save_file(flat, temporary / MOMENTS)
+        (temporary / STATE).write_text(json.dumps({**state, "scalar_moments": _scalars(moments)}))
+        self._finish(temporary, final)
+        self._rotate()
+        return Checkpoint(final, step, stage)
+
+    def _finish(self, temporary: Path, final: Path) -> None:
+        files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
+        for path in files:
+            sync_file(path)
+        sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
+        (temporary / MARKER).write_text(json.dumps(sizes))
+        sync_file(temporary / MARKER)
+        sync_file(temporary)
+        if final.exists():  # damaged: a complete one would have been resumed from, not written again
+            shutil.rmtree(final)
+        temporary.rename(final)
+        sync_file(self.directory)
+
+    def _rotate(self) -> None:
+        kept = self.complete()
+        if self.keep is not None:
+            for checkpoint in kept[: -self.keep]:
+                shutil.rmtree(checkpoint.path)
+            kept = kept[-self.keep :]
+        needed = {step for c in kept for step in c.read_state().get("snapshot_steps", ())}
+        for path in self.snapshots.iterdir() if self.snapshots.is_dir() else ():
+            match = _SNAPSHOT.match(path.name)
+            if match and int(match[1]) not in needed:
+                path.unlink()
+
+    def write_snapshot(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the trajectory's snapshot of `step` once; checkpoints then refer to it by its step."""
+        self.snapshots.mkdir(exist_ok=True)
+        final = self.snapshots / f"step-{step:08d}.safetensors"
+        temporary = final.with_name(f".{final.name}.tmp")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        sync_file(temporary)
+        temporary.replace(final)
+        sync_file(self.snapshots)
+
+    def read_snapshot(self, step: int) -> dict[str, Tensor]:
+        with safe_open(self.snapshots / f"step-{step:08d}.safetensors", framework="pt") as tensors:
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+
+
+def _is_complete(path: Path) -> bool:
+    marker = path / MARKER
+    if not marker.is_file():
+        return False
+    sizes: dict[str, int] = json.loads(marker.read_text())
+    return all(
+        (path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items()
+    )
+
+
+def to_json(value: Any) -> Any:
+    """Scheduler and controller states as JSON: 0-d tensors become numbers, tuples lists, callables None."""
+    if isinstance(value, Tensor):
+        return value.item() if value.ndim == 0 else value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): to_json(entry) for key, entry in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [to_json(entry) for entry in value]
+    return None if callable(value) else value
+
+
+def _scalars(moments: Moments) -> dict[str, dict[str, Any]]:
+    scalars = {
+        n: {k: v for k, v in entries.items() if not isinstance(v, Tensor)} for n, entries in moments.items()
+    }
+    return {name: entries for name, entries in scalars.items() if entries}

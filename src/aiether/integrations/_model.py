@@ -1,0 +1,87 @@
+"""The model at a stage's start: built from a migrated state, frozen and compiled as the stage wants it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from aiether.growth import Family, TrainingState
+
+
+def build_model(previous: PreTrainedModel, state: TrainingState) -> PreTrainedModel:
+    """A fresh model of the previous one's class that holds exactly `state` (names, values, dtypes checked)."""
+    config = copy.deepcopy(previous.config)
+    before = previous.config.to_dict()
+    for key, value in state.config.items():
+        if before.get(key) != value:
+            setattr(config, key, value)
+    with torch.random.fork_rng(), torch.device(previous.device):
+        model = type(previous)(config)
+    model.to(dtype=previous.dtype)
+    model.load_state_dict(state.tensors, strict=True)
+    model.generation_config = previous.generation_config
+    return model.train(previous.training)
+
+
+def blocks_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
+    blocks = model.get_submodule(family.blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    return blocks
+
+
+def compile_blocks(model: PreTrainedModel, family: Family) -> None:
+    """Compile block by block: depth growth then makes no new graph.
+
+    A graph limit that is hit raises instead of falling back to eager with a warning. The cache must be off,
+    since it makes every layer a graph of its own.
+    """
+    if model.config.use_cache:
+        raise ValueError(
+            "compiled blocks need config.use_cache=False: with the cache every layer is a graph of its own"
+        )
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for block in blocks_of(model, family):
+        block.compile()
+
+
+def set_trainable(
+    model: PreTrainedModel, family: Family, frozen: frozenset[str], layers: frozenset[int] | None
+) -> None:
+    """Let only the blocks in `layers` train (None: everything), except what the user froze by name."""
+    for name, parameter in model.named_parameters():
+        selected = layers is None or _layer_of(name, family) in layers
+        parameter.requires_grad_(selected and name not in frozen)
+
+
+def frozen_names(model: nn.Module) -> frozenset[str]:
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def names_of_layers(names: Iterable[str], family: Family, layers: Iterable[int]) -> list[str]:
+    wanted = set(layers)
+    return [name for name in names if _layer_of(name, family) in wanted]
+
+
+def _layer_of(name: str, family: Family) -> int | None:
+    parts = family.split(name)
+    return parts[0] if parts else None
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed Python, numpy and torch from (seed, step, rank).
+
+    The random stream of a step then depends on its number alone: a resumed run draws what the
+    uninterrupted one drew, whatever ran in between (an evaluation, a growth, another process).
+    """
+    digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
+    value = int.from_bytes(digest) >> 1
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)
+    torch.manual_seed(value)
