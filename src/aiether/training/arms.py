@@ -1,0 +1,167 @@
+"""One arm of a run: a model trained under a fixed recipe in its own folder, to the end or to an interrupt."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from aiether.data import PackedData, TokenWindows
+from aiether.evaluation import flops_per_token
+from aiether.growth import GrowthConfig, planned_depth
+from aiether.integrations import Row, fit, write_json
+
+from .config import TrainConfig
+from .model import build_model
+from .recorder import Recorder
+from .trainer import build_trainer
+
+RESULT = "result.json"
+Emit = Callable[[str, Row], None]
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """What an arm cost and reached. `flops` count head and attention, forward and backward."""
+
+    name: str
+    status: Literal["finished", "interrupted"]
+    depth: int
+    steps: int
+    growths: int
+    eval_loss: float | None
+    bits_per_byte: float | None
+    tokens: int
+    flops: int
+    elapsed_s: float
+
+    @classmethod
+    def read(cls, arm_dir: Path) -> ArmResult | None:
+        """The result of an arm that finished earlier."""
+        path = arm_dir / RESULT
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+
+def planned_steps(config: TrainConfig, data: PackedData) -> int:
+    """Optimizer steps of the run: `max_steps`, or `num_epochs` over the training windows."""
+    if config.max_steps is not None:
+        return config.max_steps
+    windows = len(data.train) // config.context_length
+    return max(
+        1, math.ceil(config.num_epochs * windows / (config.batch_size * config.gradient_accumulation_steps))
+    )
+
+
+def tokens_per_step(config: TrainConfig) -> int:
+    return config.batch_size * config.gradient_accumulation_steps * config.context_length
+
+
+def final_depth(config: TrainConfig) -> int:
+    return planned_depth(config, config.n_layer)
+
+
+def new_model(config: TrainConfig, data: PackedData, depth: int) -> PreTrainedModel:
+    return build_model(
+        config.arch,
+        n_layer=depth,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        context_length=config.context_length,
+        vocab_size=data.vocab_size,
+        dropout=config.dropout,
+        eos_token_id=data.eos_token_id,
+        final_depth=final_depth(config),
+        seed=config.seed,
+    )
+
+
+def run_arm(
+    name: str,
+    config: TrainConfig,
+    growth: GrowthConfig,
+    data: PackedData,
+    arm_dir: Path,
+    *,
+    depth: int,
+    max_steps: int,
+    resume: bool,
+    emit: Emit,
+) -> ArmResult:
+    """Train from `depth` layers for `max_steps` steps; with `resume`, from the newest complete checkpoint."""
+    arm_dir.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for record in ("metrics.jsonl", "events.jsonl"):
+            (arm_dir / record).unlink(missing_ok=True)
+    train, validation = _windows(config, data, max_steps)
+    trainer = build_trainer(
+        config, new_model(config, data, depth), train, validation, max_steps=max_steps, output_dir=arm_dir
+    )
+    recorder = Recorder(
+        arm_dir,
+        context_length=config.context_length,
+        tokens_per_step=tokens_per_step(config),
+        total_steps=max_steps,
+        bytes_per_token=data.bytes_per_token,
+        emit=emit,
+    )
+    emit("start", {"arm": name, "total_steps": max_steps, "depth": depth})
+    try:
+        result = fit(
+            trainer, growth, output_dir=arm_dir, resume=resume, observers=[recorder], compile=config.compile
+        )
+    finally:
+        recorder.close()
+    if result.status == "finished":
+        export(result.model, data.tokenizer_dir, arm_dir / "final")
+    arm = ArmResult(
+        name=name,
+        status=result.status,
+        depth=result.depth,
+        steps=result.step,
+        growths=result.num_growths,
+        eval_loss=recorder.last_eval.get("eval_loss"),
+        bits_per_byte=recorder.last_eval.get("bits_per_byte"),
+        tokens=recorder.tokens,
+        flops=recorder.flops,
+        elapsed_s=result.train_seconds,
+    )
+    if result.status == "finished":
+        write_json(arm_dir / RESULT, asdict(arm))
+    return arm
+
+
+def _windows(config: TrainConfig, data: PackedData, max_steps: int) -> tuple[TokenWindows, TokenWindows]:
+    sequences = max_steps * config.batch_size * config.gradient_accumulation_steps
+    train = TokenWindows(data.train, config.context_length, seed=config.seed, num_windows=sequences)
+    available = len(data.validation) // config.context_length
+    wanted = min(config.eval_batches * config.batch_size, available)
+    return train, TokenWindows(data.validation, config.context_length, seed=None, num_windows=wanted)
+
+
+def static_steps(config: TrainConfig, data: PackedData, *, depth: int, flops: int) -> int:
+    """Steps that a static model of `depth` layers takes within `flops`."""
+    model_config = new_model(config, data, depth).config
+    return max(
+        1, round(flops / (flops_per_token(model_config, config.context_length) * tokens_per_step(config)))
+    )
+
+
+def export(model: PreTrainedModel, tokenizer_dir: Path | None, directory: Path) -> None:
+    """Write the model and its tokenizer as a folder that `from_pretrained` loads without aiether."""
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.config.use_cache = True  # off while training; generation wants it
+    with torch.no_grad():
+        model.save_pretrained(temporary)
+    model.config.use_cache = False
+    if tokenizer_dir is not None:
+        shutil.copytree(tokenizer_dir, temporary, dirs_exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    temporary.rename(directory)

@@ -1,0 +1,73 @@
+"""The default model: transformers' own GPT-2 or Llama, built from a configuration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from aiether.growth import family_of, initialise_output_projections
+
+Architecture = Literal["gpt2", "llama"]
+
+
+def build_model(
+    arch: Architecture,
+    *,
+    n_layer: int,
+    n_head: int,
+    n_embd: int,
+    context_length: int,
+    vocab_size: int,
+    dropout: float,
+    eos_token_id: int | None,
+    final_depth: int,
+    seed: int,
+) -> PreTrainedModel:
+    """A fresh model in float32, with a tied output head and the cache off.
+
+    Every arm, grown or static, uses one initialisation rule: output projections are drawn at
+    initializer_range / sqrt(2 * final_depth), for the planned final depth (DESIGN.md, "Decisions taken").
+    """
+    if n_embd % n_head:
+        raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}; change one of them")
+    tokens = {"vocab_size": vocab_size, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
+    tokens["loss_type"] = "ForCausalLM"  # named, or transformers warns that it guesses
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if arch == "gpt2":
+            model: PreTrainedModel = GPT2LMHeadModel(
+                GPT2Config(
+                    n_layer=n_layer,
+                    n_head=n_head,
+                    n_embd=n_embd,
+                    n_positions=context_length,
+                    resid_pdrop=dropout,
+                    embd_pdrop=dropout,
+                    attn_pdrop=dropout,
+                    use_cache=False,
+                    **tokens,
+                )
+            )
+        else:
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    num_hidden_layers=n_layer,
+                    num_attention_heads=n_head,
+                    hidden_size=n_embd,
+                    intermediate_size=llama_width(n_embd),
+                    max_position_embeddings=context_length,
+                    attention_dropout=dropout,
+                    tie_word_embeddings=True,
+                    use_cache=False,
+                    **tokens,
+                )
+            )
+        initialise_output_projections(model, family_of(model), final_depth)
+    return model
+
+
+def llama_width(n_embd: int) -> int:
+    """8/3 of the width, rounded up to a multiple of 32: a gated MLP of GPT-2's parameter count."""
+    return -(-8 * n_embd // 3 // 32) * 32

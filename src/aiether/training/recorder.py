@@ -1,0 +1,137 @@
+"""The run folder's records: metrics.jsonl, events.jsonl and lineage.json, continued exactly after a resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from aiether.evaluation import bits_per_byte, flops_per_token
+from aiether.growth import Lineage, block_tensors, family_of
+from aiether.integrations import Row, RunObserver, write_json
+
+from .layer_states import LayerStateManager
+
+
+class JsonLines:
+    """An append-only file of one JSON object a line that can be cut back to a remembered length."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab")
+        self._file.seek(0, 2)
+
+    def append(self, row: Row) -> None:
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+
+    def size(self) -> int:
+        return self._file.tell()
+
+    def truncate(self, size: int) -> None:
+        """Drop what was written after the checkpoint that the run continues from."""
+        self._file.truncate(min(size, self._file.seek(0, 2)))
+        self._file.seek(0, 2)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Recorder(RunObserver):
+    """Writes every row with the budget spent so far, and hands it on to a display.
+
+    Tokens and FLOPs are counted per optimizer step; FLOPs include the output head and attention, forward
+    and backward, as if nothing were frozen.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        context_length: int,
+        tokens_per_step: int,
+        total_steps: int,
+        bytes_per_token: float | None,
+        emit: Callable[[str, Row], None],
+    ) -> None:
+        self.run_dir, self.context_length, self.tokens_per_step = run_dir, context_length, tokens_per_step
+        self.bytes_per_token, self.total_steps, self.emit = bytes_per_token, total_steps, emit
+        self.layers = LayerStateManager(run_dir / "layers")
+        self.metrics, self.events = JsonLines(run_dir / "metrics.jsonl"), JsonLines(run_dir / "events.jsonl")
+        self.tokens, self.flops, self.flops_per_step, self.step = 0, 0, 0, 0
+        self.last_log: tuple[int, float] = (0, 0.0)  # (step, train_seconds) of the last training row
+        self.last_eval: Row = {}
+
+    def on_stage(self, *, stage: int, step: int, model: PreTrainedModel, lineage: Lineage) -> None:
+        self.step = step
+        self.flops_per_step = flops_per_token(model.config, self.context_length) * self.tokens_per_step
+        write_json(self.run_dir / "lineage.json", lineage.to_dict() | {"steps": self.total_steps})
+        self._save_layers(step, model, lineage)
+        self.emit("stage", {"stage": stage, "step": step, "depth": lineage.depth})
+
+    def _save_layers(self, step: int, model: PreTrainedModel, lineage: Lineage) -> None:
+        """At a birth: L0 of what is born, and L1 of the layers that stood before (they come through unchanged)."""
+        born = [record.born_step == step for record in lineage.records]
+        if not any(born):
+            return
+        tensors = model.state_dict()
+        blocks = block_tensors(tensors, family_of(model))
+        for names, record, new in zip(blocks.values(), lineage.records, born, strict=True):
+            state = {suffix: tensors[name] for suffix, name in names.items()}
+            self.layers.save_state(record.id, "L0" if new else "L1", state, step)
+
+    def on_step(self, step: int, train_seconds: float) -> None:
+        self.tokens += self.tokens_per_step
+        self.flops += self.flops_per_step
+        self.step = step
+        self.emit("step", {"step": step, "train_seconds": train_seconds})
+
+    def on_log(self, row: Row) -> None:
+        step, seconds = row["step"], row.pop("train_seconds")
+        steps, elapsed = step - self.last_log[0], seconds - self.last_log[1]
+        self.last_log = (step, seconds)
+        rate = steps / elapsed if elapsed > 0 else None
+        tokens_rate = rate and rate * self.tokens_per_step
+        self._write("train", row | {"steps_per_s": rate, "tokens_per_s": tokens_rate} | self._budget(seconds))
+
+    def on_evaluate(self, row: Row) -> None:
+        seconds = row.pop("train_seconds")
+        bits = self.bytes_per_token and bits_per_byte(row["eval_loss"], 1, self.bytes_per_token)
+        self.last_eval = row | {"bits_per_byte": bits} | self._budget(seconds)
+        self._write("eval", self.last_eval)
+
+    def on_event(self, event: Row) -> None:
+        self.events.append(event)
+        self.emit(event["event"], event)
+
+    def _budget(self, seconds: float) -> Row:
+        return {"tokens": self.tokens, "flops": self.flops, "elapsed_s": seconds}
+
+    def _write(self, kind: str, row: Row) -> None:
+        row = {"kind": kind, **row}
+        self.metrics.append(row)
+        self.emit(kind, row)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "metrics_size": self.metrics.size(),
+            "events_size": self.events.size(),
+            "tokens": self.tokens,
+            "flops": self.flops,
+            "last_log": list(self.last_log),
+            "last_eval": self.last_eval,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.metrics.truncate(state["metrics_size"])
+        self.events.truncate(state["events_size"])
+        self.tokens, self.flops, self.last_eval = state["tokens"], state["flops"], state["last_eval"]
+        step, seconds = state["last_log"]
+        self.last_log = (step, seconds)
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.events.close()

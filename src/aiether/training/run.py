@@ -1,0 +1,215 @@
+"""The main job: text in, a grown model and its report out, in one folder that can be resumed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import re
+import string
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+
+from aiether.data import PackedData, prepare
+from aiether.growth import GrowthConfig
+from aiether.integrations import Row, write_json
+
+from .arms import ArmResult, final_depth, planned_steps, run_arm, static_steps
+from .config import TrainConfig, read_config, write_config
+from .display import TrainingDisplay, open_display
+from .generate import generate
+from .report import write_report
+
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"
+BASELINE = "baseline-static"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended, and where everything about it lies."""
+
+    run_dir: Path
+    status: Literal["finished", "interrupted"]
+    grown: ArmResult
+    baselines: tuple[ArmResult, ...]
+    report: Path | None
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Run the main job from the start.
+
+    Raises
+    ------
+    ValueError
+        For settings, data or an output folder that cannot work, before any long work.
+    """
+    run_dir = Path(config.output_dir or _default_output_dir(config))
+    if (run_dir / CONFIG).exists():
+        raise ValueError(
+            f"output_dir {str(run_dir)!r} already holds a run; resume it with --resume {run_dir}, or name another"
+        )
+    check_device(config)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return _execute(replace(config, output_dir=str(run_dir)), run_dir, resume=False)
+
+
+def resume(run_dir: str | Path) -> RunResult:
+    """Continue an interrupted, crashed or killed run from its newest complete checkpoint.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no run, or one that is finished.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / CONFIG).is_file():
+        raise ValueError(
+            f"{str(run_dir)!r} holds no run ({CONFIG} is missing); name a run folder, as in runs/NAME"
+        )
+    summary = run_dir / SUMMARY
+    if summary.is_file() and json.loads(summary.read_text())["status"] == "finished":
+        raise ValueError(f"the run in {str(run_dir)!r} is finished; its report is {run_dir / 'report.html'}")
+    config = read_config(run_dir / CONFIG)
+    check_device(config)
+    return _execute(config, run_dir, resume=True)
+
+
+def check_device(config: TrainConfig) -> None:
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if config.device in available and not available[config.device]():
+        raise ValueError(f"device={config.device!r} is not available here; use --device auto or --device cpu")
+
+
+def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
+    with open_display() as display:
+        data = prepare(config, progress=display.progress)
+        if not (run_dir / CONFIG).exists():
+            write_json(run_dir / "environment.json", environment(data))
+            write_config(
+                run_dir / CONFIG, config
+            )  # last: from here on the folder is a run that can be resumed
+        _describe_data(display, data)
+        emit = _emitter(display)
+        grown = ArmResult.read(run_dir) or run_arm(
+            "grown",
+            config,
+            config,
+            data,
+            run_dir,
+            depth=config.n_layer,
+            max_steps=planned_steps(config, data),
+            resume=resume,
+            emit=emit,
+        )
+        baselines: list[ArmResult] = []
+        if grown.status == "finished" and config.baseline == "static":
+            baselines.append(_static_baseline(config, data, run_dir, grown, emit))
+        result = _conclude(config, data, run_dir, grown, tuple(baselines))
+        display.finish(_closing(result, data))
+    return result
+
+
+def _static_baseline(
+    config: TrainConfig, data: PackedData, run_dir: Path, grown: ArmResult, emit: Any
+) -> ArmResult:
+    """The final depth from the start, for the FLOPs that the grown run took; everything else alike."""
+    arm_dir, depth = run_dir / BASELINE, final_depth(config)
+    return ArmResult.read(arm_dir) or run_arm(
+        "static",
+        config,
+        replace(GrowthConfig(), trigger="never", init="copy", protocol="none", max_layers=depth),
+        data,
+        arm_dir,
+        depth=depth,
+        max_steps=static_steps(config, data, depth=depth, flops=grown.flops),
+        resume=True,
+        emit=emit,
+    )
+
+
+def _conclude(
+    config: TrainConfig, data: PackedData, run_dir: Path, grown: ArmResult, baselines: tuple[ArmResult, ...]
+) -> RunResult:
+    done = all(arm.status == "finished" for arm in (grown, *baselines))
+    status: Literal["finished", "interrupted"] = "finished" if done else "interrupted"
+    if grown.status == "finished" and data.tokenizer_dir is not None:
+        _write_sample(config, run_dir, grown)
+    summary = {**vars(grown), "status": status, "baselines": [vars(arm) for arm in baselines]}
+    write_json(run_dir / SUMMARY, summary)
+    return RunResult(run_dir, status, grown, baselines, write_report(run_dir))
+
+
+def _write_sample(config: TrainConfig, run_dir: Path, grown: ArmResult) -> None:
+    text = generate(run_dir / "final", config.sample_prompt, max_new_tokens=120, seed=config.seed)
+    row = {"step": grown.steps, "depth": grown.depth, "prompt": config.sample_prompt, "text": text}
+    (run_dir / "samples.jsonl").write_text(json.dumps(row) + "\n")
+
+
+# -- what the terminal says -----------------------------------------------------------------------------
+
+
+def _emitter(display: TrainingDisplay) -> Callable[[str, Row], None]:
+    def emit(kind: str, row: Row) -> None:
+        match kind:
+            case "start":
+                display.start(row["total_steps"], 0, f"{row['arm']} from {row['depth']} layers")
+            case "growth":
+                display.growth(row)
+            case "step" | "train" | "eval" | "stage":
+                display.update({"kind": kind, **row})
+            case "phase":
+                display.message(f"step {row['step']}: layers in training: {row['trainable']}")
+
+    return emit
+
+
+def _describe_data(display: TrainingDisplay, data: PackedData) -> None:
+    display.message(
+        f"data: {data.source}, {data.num_documents:,} documents, {len(data.train):,} training and "
+        f"{len(data.validation):,} validation tokens, vocabulary {data.vocab_size:,}"
+    )
+
+
+def _closing(result: RunResult, data: PackedData) -> dict[str, Any]:
+    arms = [_arm_line(arm) for arm in (result.grown, *result.baselines)]
+    closing: dict[str, Any] = {"status": result.status, "arms": arms, "report": str(result.report)}
+    if result.status == "interrupted":
+        closing["resume"] = f"aiether train --resume {result.run_dir}"
+    return closing
+
+
+def _arm_line(arm: ArmResult) -> dict[str, Any]:
+    return vars(arm)
+
+
+# -- the folder ------------------------------------------------------------------------------------------
+
+
+def _default_output_dir(config: TrainConfig) -> Path:
+    now = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+    suffix = "".join(random.Random().choices(string.ascii_lowercase, k=3))
+    return Path("runs") / f"{now}-{re.sub(r'[^a-z0-9]+', '-', config.preset)}-{suffix}"
+
+
+def environment(data: PackedData) -> dict[str, Any]:
+    """The versions, the machine and the data that a result depends on."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "aiether": version("aiether"),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "data": {"source": data.source, "fingerprint": data.fingerprint, "documents": data.num_documents},
+    }

@@ -1,0 +1,109 @@
+"""The Trainer of aiether's own runs: its optimizer, its schedules, its data order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from aiether.data import TokenWindows
+from aiether.growth import family_of
+
+from .config import TrainConfig
+from .optimizer import build_optimizer
+
+
+class PretrainingTrainer(Trainer):
+    """A Trainer over token windows with the run's optimizer and schedule; everything else is transformers'."""
+
+    def __init__(self, config: TrainConfig, **kwargs: Any) -> None:
+        self.config = config
+        super().__init__(**kwargs)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            target: PreTrainedModel = self.accelerator.unwrap_model(self.model if model is None else model)
+            self.optimizer = build_optimizer(
+                target,
+                family_of(target).blocks,
+                name=self.config.optimizer,
+                lr=self.config.lr,
+                weight_decay=self.config.weight_decay,
+                betas=(self.config.adam_beta1, self.config.adam_beta2),
+            )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            name, specific = scheduler_settings(self.config, num_training_steps)
+            self.lr_scheduler = get_scheduler(
+                name,
+                optimizer=optimizer or self.optimizer,
+                num_warmup_steps=min(self.config.lr_warmup_steps, num_training_steps // 2),
+                num_training_steps=num_training_steps,
+                scheduler_specific_kwargs=specific,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        return 0  # counted once a stage, with head and attention (evaluation.flops), not estimated every step
+
+
+def scheduler_settings(config: TrainConfig, num_training_steps: int) -> tuple[str, dict[str, Any]]:
+    """transformers' name and settings of the configured schedule, for this many steps."""
+    if config.schedule == "wsd":
+        decay = max(1, round(config.decay_fraction * num_training_steps))
+        return "warmup_stable_decay", {"num_decay_steps": decay, "decay_type": "linear"}
+    return config.schedule, {}
+
+
+def build_trainer(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    train: TokenWindows,
+    validation: TokenWindows,
+    *,
+    max_steps: int,
+    output_dir: Path,
+) -> PretrainingTrainer:
+    """A silent Trainer (the display is ours) over windows that come in their own stateless order."""
+    arguments = TrainingArguments(
+        output_dir=str(output_dir),
+        max_steps=max_steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.lr,
+        max_grad_norm=config.max_grad_norm,
+        train_sampling_strategy="sequential",
+        logging_strategy="steps",
+        logging_steps=config.log_interval_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=config.eval_interval_steps or config.collect_interval_steps,
+        save_strategy="steps",
+        save_steps=config.save_interval_steps or max(1, max_steps // 10),
+        save_total_limit=config.keep_checkpoints,
+        seed=config.seed,
+        bf16=config.bf16,
+        use_cpu=config.device == "cpu",
+        dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        prediction_loss_only=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+    trainer = PretrainingTrainer(
+        config,
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
