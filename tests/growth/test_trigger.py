@@ -16,6 +16,7 @@ from aiether.growth import (
     Observation,
     TriggerState,
     decide,
+    growth_warnings,
     relative_improvement,
 )
 
@@ -219,3 +220,43 @@ def test_after_a_growth_counters_and_losses_start_again() -> None:
     assert (after.stagnation, after.eval_losses, after.growth_steps) == (0, (), (10, 20))
     assert (after.num_growths, after.next_due_step) == (2, 30)
     assert TriggerState.from_dict(json.loads(json.dumps(after.to_dict()))) == after
+
+
+@pytest.mark.parametrize("total_steps", [7, 99, 100, 999, 1000, 1001, 12_345])
+def test_a_growth_at_the_latest_moment_is_in_time(total_steps: int) -> None:
+    for fraction in (0.07, 0.29, 0.57, 0.8):
+        config = GrowthConfig(
+            trigger="fixed", growth_fractions=(fraction,), latest_growth=fraction, protocol="none"
+        )
+        state = TriggerState.start(config, depth=3, final_depth=6, total_steps=total_steps, seed=0)
+        due = state.due_steps[0]
+        assert due == pytest.approx(fraction * total_steps, abs=1)
+        assert decide(config, state, observe(due, total_steps=total_steps))[1].grow
+        assert not decide(config, state, observe(due + 1, total_steps=total_steps))[1].grow
+
+
+@pytest.mark.parametrize(
+    ("settings", "total_steps", "warning"),
+    [
+        ({}, 10_000, None),
+        ({}, 400, "cannot grow in 400 steps: the first growth could be at step 400, the last at -1"),
+        ({"protocol": "none"}, 499, "the first growth could be at step 400, the last at 399"),
+        ({"protocol": "none"}, 500, None),
+        ({"warmup_steps": 0}, 700, "first growth could be at step 300, the last at 299"),
+        ({"trigger": "plateau", "init": "copy", "warmup_steps": 0}, 402, None),
+        ({"trigger": "plateau", "warmup_steps": 0}, 2000, "fewer than 3 snapshots"),
+        ({"trigger": "fixed", "growth_fractions": (0.7,)}, 1000, "cannot grow in 1000 steps"),
+        ({"trigger": "fixed", "growth_fractions": (0.2,)}, 1000, "a growth at step 200 would find fewer"),
+        ({"trigger": "fixed", "growth_fractions": (0.2,), "init": "copy"}, 1000, None),
+        ({"trigger": "random"}, 600, "cannot grow"),
+        ({"trigger": "never"}, 1, None),
+    ],
+)
+def test_what_the_budget_rules_out_is_said_beforehand(
+    settings: dict, total_steps: int, warning: str | None
+) -> None:
+    config = GrowthConfig(**settings)
+    config.validate()
+    warnings = growth_warnings(config, total_steps=total_steps)
+    assert len(warnings) == (warning is not None)
+    assert warning is None or warning in warnings[0]

@@ -21,7 +21,15 @@ from .plan import (
 )
 from .presets import GROWTH_PRESETS
 from .protocol import Phases
-from .trigger import TRIGGERS, Decision, Observation, TriggerState, decide, relative_improvement
+from .trigger import (
+    TRIGGERS,
+    Decision,
+    Observation,
+    TriggerState,
+    decide,
+    growth_warnings,
+    relative_improvement,
+)
 
 __all__ = [
     "FAMILIES",
@@ -50,6 +58,7 @@ __all__ = [
     "family_of",
     "frontier",
     "grow_config",
+    "growth_warnings",
     "initialise_output_projections",
     "migrate",
     "next_depth",

@@ -59,7 +59,7 @@ class TriggerState:
         """The state before training: `fixed` and `random` know their times, which never change after."""
         num_growths = len(depth_schedule(config, depth, final_depth=final_depth))
         if config.trigger == "fixed":
-            due = tuple(round(fraction * total_steps) for fraction in config.growth_fractions)[:num_growths]
+            due = tuple(_step_at(fraction, total_steps) for fraction in config.growth_fractions)[:num_growths]
         elif config.trigger == "random":
             due = draw_steps(config, num_growths, total_steps, seed)
         else:
@@ -125,13 +125,51 @@ def decide(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple
 def _limit(config: GrowthConfig, obs: Observation) -> str | None:
     if not depth_schedule(config, obs.depth, final_depth=obs.final_depth):
         return f"has its final depth of {obs.depth} layers"
-    if obs.step > config.latest_growth * obs.total_steps:
+    if obs.step > _step_at(config.latest_growth, obs.total_steps):
         return f"too late: past {config.latest_growth:.0%} of {obs.total_steps} steps (latest_growth)"
     if config.protocol_steps and obs.step + config.protocol_steps >= obs.total_steps:
         return (
             f"too late: {config.protocol_steps} steps of isolated warm-up would not end before the run does"
         )
     return None
+
+
+def _step_at(fraction: float, total_steps: int) -> int:
+    """The last step within a fraction of the budget (0.29 of 100 is 29, though 0.29 * 100 < 29)."""
+    return math.floor(fraction * total_steps + 1e-6)
+
+
+def growth_warnings(config: GrowthConfig, *, total_steps: int) -> list[str]:
+    """What the budget rules out, in words: said before the run, not found out after it.
+
+    Parameters
+    ----------
+    total_steps: optimizer steps of the whole budget.
+    """
+    if config.trigger == "never":
+        return []
+    history = MIN_SNAPSHOTS * config.collect_interval_steps
+    first = {
+        "geometric": max(config.warmup_steps, history),
+        "plateau": config.warmup_steps,
+        "fixed": _step_at(config.growth_fractions[0], total_steps) if config.growth_fractions else 0,
+        "random": min(config.warmup_steps, _step_at(config.latest_growth, total_steps)),
+    }[config.trigger]
+    last = _step_at(config.latest_growth, total_steps)
+    if config.protocol_steps:
+        last = min(last, total_steps - config.protocol_steps - 1)
+    if first > last:
+        return [
+            f"the model cannot grow in {total_steps} steps: the first growth could be at step {first}, the "
+            f"last at {last}; train longer, or lower warmup_steps, collect_interval_steps or "
+            "isolated_warmup_steps"
+        ]
+    if config.init == "geometric" and first < history:
+        return [
+            f"a growth at step {first} would find fewer than {MIN_SNAPSHOTS} snapshots (one every "
+            f"{config.collect_interval_steps} steps) and copy: lower collect_interval_steps"
+        ]
+    return []
 
 
 def relative_improvement(eval_losses: tuple[float, ...], patience: int) -> float | None:
@@ -197,7 +235,7 @@ def _plateau(config: GrowthConfig, state: TriggerState, obs: Observation) -> tup
 
 def draw_steps(config: GrowthConfig, count: int, total_steps: int, seed: int) -> tuple[int, ...]:
     """`count` rising steps, uniform from `warmup_steps` to the latest growth, drawn from the seed."""
-    latest = config.latest_growth * total_steps
+    latest = _step_at(config.latest_growth, total_steps)
     draw = random.Random(f"growth steps:{seed}")
     return tuple(sorted(int(draw.uniform(min(config.warmup_steps, latest), latest)) for _ in range(count)))
 
