@@ -10,11 +10,7 @@ import pytest
 from aiether.cli import main
 from aiether.cli._main import COMMANDS
 
-
-def aiether(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "aiether", *arguments], capture_output=True, text=True, cwd=cwd, check=False
-    )
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_help_names_every_command_quickly_and_without_torch(tmp_path: Path) -> None:
@@ -47,12 +43,33 @@ def test_help_names_every_command_quickly_and_without_torch(tmp_path: Path) -> N
     ],
     ids=" ".join,
 )
-def test_a_users_mistake_is_one_line_and_status_2(arguments: tuple[str, ...], tmp_path: Path) -> None:
-    done = aiether(*arguments, cwd=tmp_path)
+def test_a_users_mistake_is_one_line_and_status_2(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("aiether ")
+
+
+@pytest.mark.parametrize("program", [("-m", "aiether", "train"), (str(REPOSITORY / "scripts" / "train.py"),)])
+def test_the_programs_exit_with_that_status_and_no_traceback(
+    program: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, *program, "--learning_rate", "1"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 2
+    assert "unknown flag '--learning_rate'" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("aiether ")
-    assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
