@@ -49,9 +49,11 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-    fault = explain(arguments, types or get_type_hints(flags))
-    expected = f"expected {usage} [flags]" if usage else "expected flags of the form --name value"
-    raise ValueError(fault or f"{expected}; see {program} --help")
+    positional = [word.lower() for word in usage.split()]
+    types = types or {k: v for k, v in get_type_hints(flags).items() if k not in positional}
+    fault = explain(arguments, types) or _unplaced(arguments, len(positional))
+    expected = f"expected {program} {usage} [flags]; " if usage else ""
+    raise ValueError(fault or f"{expected}see {program} --help")
 
 
 def explain(arguments: Sequence[str], types: Mapping[str, Any]) -> str | None:

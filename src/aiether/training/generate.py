@@ -66,8 +66,7 @@ def find_model(path: str | Path) -> Path:
     for candidate in (path, path / "final"):
         if (candidate / "config.json").is_file():
             return candidate
-    checkpoints = path / "checkpoints"
-    newest = CheckpointStore(checkpoints).latest() if checkpoints.is_dir() else None
+    newest = CheckpointStore(path).latest()
     if newest is None:
         raise ValueError(
             f"{str(path)!r} holds no model: neither config.json, final/ nor a complete checkpoint is there; "
