@@ -162,7 +162,7 @@ class Extrapolator:
         dtype = as_tensor(snapshots[-1]).dtype
         weights, metrics = self.coefficients(gram, RANK_TOLERANCE_BY_DTYPE.get(dtype, RANK_TOLERANCE))
         result = add_velocities(snapshots, weights)
-        if not bool(torch.isfinite(result).all()):
+        if not _all_finite(result):
             raise ValueError(
                 f"the extrapolated weights are not finite in {dtype}: the step of length "
                 f"{metrics['step_norm']:.3g} leaves its range; use smaller gains, or copy the layer"
@@ -269,6 +269,11 @@ def mean_acceleration_weights(num_velocities: int) -> Tensor:
 def _centred(gram: Tensor) -> Tensor:
     rows = gram - gram.mean(dim=0)
     return rows - rows.mean(dim=1, keepdim=True)
+
+
+def _all_finite(values: Tensor) -> bool:
+    """Without the temporaries of `torch.isfinite`: both extremes are NaN where any value is."""
+    return values.numel() == 0 or all(math.isfinite(float(extreme)) for extreme in torch.aminmax(values))
 
 
 def _auto_dimension(values: Tensor) -> int:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 TensorLike: TypeAlias = Tensor | np.ndarray
 
-# Elements of one float64 work buffer. On a CPU two of them (8 MB) stay in the last-level cache; on an
+# Elements of one float64 work buffer. On a CPU two of them (4 MB) stay in the last-level cache; on an
 # accelerator they have to be large enough to hide the cost of starting a kernel.
-_CPU_ELEMENTS = 1 << 19
+_CPU_ELEMENTS = 1 << 18
 _ACCELERATOR_ELEMENTS = 1 << 22
 _ALIGNMENT = 64
 
@@ -67,23 +67,16 @@ def compute_device(tensor: Tensor) -> torch.device:
     return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
 
 
-def chunks(num_rows: int, num_elements: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Bounds of the column ranges in which `num_rows` rows of `num_elements` are worked through."""
-    length = chunk_length(num_rows, num_elements, device)
+def chunk_length(num_rows: int, device: torch.device) -> int:
+    """How many columns of `num_rows` rows are worked through at a time."""
+    budget = _CPU_ELEMENTS if device.type == "cpu" else _ACCELERATOR_ELEMENTS
+    return max(budget // num_rows // _ALIGNMENT, 1) * _ALIGNMENT
+
+
+def chunks(num_elements: int, length: int) -> Iterator[tuple[int, int]]:
+    """Bounds of the column ranges of at most `length` columns."""
     for start in range(0, num_elements, length):
         yield start, min(start + length, num_elements)
-
-
-def chunk_length(num_rows: int, num_elements: int, device: torch.device) -> int:
-    budget = _CPU_ELEMENTS if device.type == "cpu" else _ACCELERATOR_ELEMENTS
-    aligned = max(budget // max(num_rows, 1) // _ALIGNMENT, 1) * _ALIGNMENT
-    return max(min(aligned, num_elements), 1)
-
-
-def work_buffer(num_rows: int, num_elements: int, device: torch.device) -> Tensor:
-    """An uninitialised float64 buffer (num_rows, chunk_length)."""
-    length = chunk_length(num_rows, num_elements, device)
-    return torch.empty(num_rows, length, dtype=torch.float64, device=device)
 
 
 def velocity_chunks(
@@ -91,9 +84,10 @@ def velocity_chunks(
 ) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Yield (start, stop, positions (S, n), velocities (S-1, n)) in float64; the buffers are reused."""
     num_elements = rows[0].numel()
-    positions = work_buffer(len(rows), num_elements, device)
+    length = max(min(chunk_length(len(rows), device), num_elements), 1)
+    positions = torch.empty(len(rows), length, dtype=torch.float64, device=device)
     velocities = torch.empty_like(positions[1:])
-    for start, stop in chunks(len(rows), num_elements, device):
+    for start, stop in chunks(num_elements, length):
         position, velocity = positions[:, : stop - start], velocities[:, : stop - start]
         for target, row in zip(position, rows, strict=True):
             source = row[start:stop]

@@ -61,6 +61,7 @@ class Trajectory:
         self._rings: dict[str, _Ring] = {}
         self._steps: list[int] = []
         self._count = 0  # snapshots ever taken since the window was last empty
+        self._work: dict[torch.device, Tensor] = {}  # kept: new memory costs more than what is done in it
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -82,6 +83,7 @@ class Trajectory:
     def clear(self) -> None:
         """Forget everything; the next `append` may bring other tensors."""
         self._rings.clear()
+        self._work.clear()
         self._steps.clear()
         self._count = 0
 
@@ -215,15 +217,21 @@ class Trajectory:
         pending = [number for number in self._velocities() if number >= ring.num_computed]
         if not pending:
             return
-        products = _products(
-            ring.rows, min(self._count, self.window_size), [n % self.window_size for n in pending]
-        )
+        ends = [number % self.window_size for number in pending]
+        num_filled = min(self._count, self.window_size)
+        products = _products(ring.rows, num_filled, ends, self._workspace(compute_device(ring.rows)))
         for number, row in zip(pending, products, strict=True):
             own = number % self.window_size
             index = [n % self.window_size for n in self._velocities() if n <= number]
             ring.gram[own, index] = row[index]
             ring.gram[index, own] = row[index]
         ring.num_computed = self._count
+
+    def _workspace(self, device: torch.device) -> Tensor:
+        if device not in self._work:
+            size = (2, self.window_size, chunk_length(self.window_size, device))
+            self._work[device] = torch.zeros(size, dtype=torch.float64, device=device)
+        return self._work[device]
 
     def _new_ring(self, value: Tensor) -> _Ring:
         return _Ring(
@@ -263,22 +271,19 @@ class Trajectory:
         return ", ".join(self._rings) if self._rings else "nothing yet (append first)"
 
 
-def _products(rows: Tensor, num_filled: int, ends: Sequence[int]) -> Tensor:
+def _products(rows: Tensor, num_filled: int, ends: Sequence[int], work: Tensor) -> Tensor:
     """Inner products of the velocities that end in the rows `ends` with those that end in any row.
 
-    `rows` is the ring (S, P) with `num_filled` rows in use; returns (len(ends), S) float64 on the CPU, in
-    which only entries that belong to a velocity of the window mean anything.
+    `rows` is the ring (S, P) with `num_filled` rows in use, `work` a buffer (2, S, chunk length) float64.
+    Returns (len(ends), S) float64 on the CPU, in which only entries that belong to a velocity of the window
+    mean anything.
     """
     num_rows, num_elements = rows.shape
-    device = compute_device(rows)
-    length = chunk_length(num_rows, num_elements, device)
-    positions = torch.zeros(num_rows, length, dtype=torch.float64, device=device)
-    velocities = torch.zeros_like(positions)
-    products = torch.zeros(len(ends), num_rows, dtype=torch.float64, device=device)
-    for start, stop in chunks(num_rows, num_elements, device):
-        position, velocity = positions[:, : stop - start], velocities[:, : stop - start]
+    products = torch.zeros(len(ends), num_rows, dtype=torch.float64, device=work.device)
+    for start, stop in chunks(num_elements, work.shape[2]):
+        position, velocity = work[0, :, : stop - start], work[1, :, : stop - start]
         source = rows[:num_filled, start:stop]
-        position[:num_filled].copy_(source if source.device.type != "mps" else source.to(device))
+        position[:num_filled].copy_(source if source.device.type != "mps" else source.to(work.device))
         torch.sub(position[1:], position[:-1], out=velocity[1:])
         torch.sub(position[0], position[-1], out=velocity[0])
         for product, end in zip(products, ends, strict=True):
