@@ -149,11 +149,8 @@ def _extrapolated(source: BlockSource, suffix: str, tensor: Tensor) -> tuple[Ten
     new = new.to(tensor.device)
     if not torch.equal(last, tensor):
         # The weights have moved on since the last snapshot: take the step from where they are (continuity).
-        new = (
-            tensor.double() + (new.double() - last.double())
-            if tensor.device.type != "mps"
-            else tensor + (new - last)
-        )
+        wide = torch.promote_types(tensor.dtype, torch.float32)
+        new = tensor.to(wide) + (new.to(wide) - last.to(wide))
     return new.to(tensor.dtype), metrics
 
 
