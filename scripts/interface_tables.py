@@ -1,4 +1,4 @@
-"""Writes the tables of flags in docs/interface.md from the code; run it after changing a setting or preset."""
+"""Writes the tables of flags in docs/interface.md from the code, after a setting or preset has changed."""
 
 from __future__ import annotations
 

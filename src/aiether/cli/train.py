@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -64,13 +65,9 @@ def train(arguments: Sequence[str], *, default_preset: str = DEFAULT_PRESET) -> 
     source = read_source(arguments)
     if source.resume is not None:
         _refuse_beside_resume(arguments)
-        from aiether.training.run import resume
-
-        return resume(Path(source.resume))
+        return _job().resume(Path(source.resume))
     config = read_settings(arguments, source, default_preset=default_preset)
-    from aiether.training import run as job
-
-    return job.train(config)
+    return _job().train(config)
 
 
 def read_source(arguments: Sequence[str]) -> SourceFlags:
@@ -109,6 +106,16 @@ def read_settings(
     for warning in caught:
         print(f"{PROGRAM}: warning: {warning.message}", file=sys.stderr)
     return config
+
+
+def _job() -> ModuleType:
+    """The module that trains, imported once there is something to train; the display is ours alone."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from aiether.training import run as job
+
+    disable_progress_bar()
+    return job
 
 
 def _refuse_beside_resume(arguments: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from aiether.integrations import CheckpointStore
+from aiether.integrations import CheckpointStore, without_progress_bars
 
 _TOKENIZER_FILE = "tokenizer.json"
 
@@ -42,9 +42,10 @@ def generate(
     model_dir = find_model(path)
     target = _device(device)
     text = load_tokenizer(path, model_dir, tokenizer)
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        model_dir, local_files_only=True, trust_remote_code=False, use_safetensors=True
-    )
+    with without_progress_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            model_dir, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
     model.to(target).eval()
     ids = text(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].long().to(target)
     if ids.numel() == 0:
