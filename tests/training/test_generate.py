@@ -9,7 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from aiether.training.generate import find_model, generate
+from aiether.data import prepare
+from aiether.training.config import resolve, write_config
+from aiether.training.generate import find_model, generate, load_tokenizer
 
 END = "<|endoftext|>"
 CONTEXT = 16
@@ -97,6 +99,21 @@ def test_a_tokenizer_may_be_named_and_must_exist(folder: Path, tmp_path: Path) -
         generate(tmp_path, "ab")
     with pytest.raises(ValueError, match="neither"):
         generate(tmp_path, "ab", tokenizer=tmp_path / "none")
+
+
+@pytest.mark.parametrize("inside", [".", "checkpoints/step-1"])
+def test_an_unfinished_run_has_the_tokenizer_of_its_data(tmp_path: Path, inside: str) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("\n\n".join(f"line {i} of a small book" for i in range(400)))
+    config = resolve(
+        "report", {}, {"dataset_path": str(text), "vocab_size": 300, "cache_dir": str(tmp_path / "cache")}
+    )
+    run_dir = tmp_path / "run"
+    (run_dir / inside).mkdir(parents=True)
+    write_config(run_dir / "config.yaml", config)
+    tokenizer = load_tokenizer(run_dir / inside, run_dir / inside)
+    assert len(tokenizer) == prepare(config).vocab_size
+    assert tokenizer.decode(tokenizer("a small book")["input_ids"]) == "a small book"
 
 
 def test_folders_without_a_model_are_refused(tmp_path: Path) -> None:

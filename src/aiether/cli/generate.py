@@ -51,10 +51,7 @@ def run(arguments: Sequence[str]) -> int:
         "Continue a prompt with the model of a run or of any Hugging Face folder.",
         usage="PATH PROMPT",
     )
-    from transformers.utils.logging import disable_progress_bar
-
     from aiether.training.generate import generate
 
-    disable_progress_bar()
     print(generate(**asdict(flags)))
     return 0

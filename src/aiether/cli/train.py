@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -65,9 +64,13 @@ def train(arguments: Sequence[str], *, default_preset: str = DEFAULT_PRESET) -> 
     source = read_source(arguments)
     if source.resume is not None:
         _refuse_beside_resume(arguments)
-        return _job().resume(Path(source.resume))
+        from aiether.training import run as job
+
+        return job.resume(Path(source.resume))
     config = read_settings(arguments, source, default_preset=default_preset)
-    return _job().train(config)
+    from aiether.training import run as job  # after the command line is known to be right: it takes seconds
+
+    return job.train(config)
 
 
 def read_source(arguments: Sequence[str]) -> SourceFlags:
@@ -106,16 +109,6 @@ def read_settings(
     for warning in caught:
         print(f"{PROGRAM}: warning: {warning.message}", file=sys.stderr)
     return config
-
-
-def _job() -> ModuleType:
-    """The module that trains, imported once there is something to train; the display is ours alone."""
-    from transformers.utils.logging import disable_progress_bar
-
-    from aiether.training import run as job
-
-    disable_progress_bar()
-    return job
 
 
 def _refuse_beside_resume(arguments: Sequence[str]) -> None:

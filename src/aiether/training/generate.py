@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from aiether.integrations import CheckpointStore, without_progress_bars
 
 _TOKENIZER_FILE = "tokenizer.json"
+_LEVELS = 4
+"""A checkpoint of a baseline lies three folders below its run: run/baseline/checkpoints/step."""
 
 
 def generate(
@@ -92,16 +94,18 @@ def load_tokenizer(
     return AutoTokenizer.from_pretrained(_tokenizer_of_run(Path(path)), local_files_only=True)
 
 
-def _tokenizer_of_run(run_dir: Path) -> Path:
+def _tokenizer_of_run(path: Path) -> Path:
+    """Where the data of the run that `path` is, or lies in, keeps its tokenizer."""
     from aiether.data import prepare  # only an unfinished run needs the data, which is read from its cache
 
     from .config import read_config
 
-    if (run_dir / "config.yaml").is_file():
-        directory = prepare(read_config(run_dir / "config.yaml")).tokenizer_dir
-        if directory is not None:
-            return directory
-    raise ValueError(f"no tokenizer lies in or belongs to {str(run_dir)!r}; name one with --tokenizer")
+    for folder in [path.resolve(), *path.resolve().parents][:_LEVELS]:
+        if (folder / "config.yaml").is_file():
+            directory = prepare(read_config(folder / "config.yaml")).tokenizer_dir
+            if directory is not None:
+                return directory
+    raise ValueError(f"no tokenizer lies in or belongs to {str(path)!r}; name one with --tokenizer")
 
 
 def _extend(model: Any, ids: Tensor, count: int, end: Any, sampling: dict[str, Any]) -> Tensor:
