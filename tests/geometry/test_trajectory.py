@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aiether.geometry import Trajectory, velocity_gram
+from aiether.geometry import Extrapolator, Trajectory, velocity_gram
 
 STORAGES = ["device", "host", "disk"]
 
@@ -96,6 +96,33 @@ def test_a_large_window_restores_to_the_same_bits_in_any_storage(storage):
         first.append(values[step], step)
         second.append(values[step], step)
         assert torch.equal(first.gram("w"), second.gram("w"))
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_the_number_of_threads_changes_no_bit_and_is_left_alone(num_threads):
+    generator = torch.Generator().manual_seed(1)
+    values = [torch.randn(90_000, generator=generator) for _ in range(6)]
+    grams, before = [], torch.get_num_threads()
+    try:
+        for count in (1, num_threads):
+            torch.set_num_threads(count)
+            trajectory = Trajectory(6)
+            for step, value in enumerate(values):
+                trajectory.append({"w": value}, step)
+            grams.append((trajectory.gram("w"), *Extrapolator().extrapolate(trajectory.snapshots("w"))[:1]))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, many) for one, many in zip(*grams, strict=True))
+
+
+def test_a_bad_snapshot_is_forgotten_once_it_has_left_the_window():
+    trajectory = Trajectory(4)
+    for step in range(9):
+        value = torch.full((7,), float("nan")) if step == 2 else tensors(step)["bias"]
+        trajectory.append({"w": value}, step)
+        gram = trajectory.gram("w")
+        assert bool(torch.isfinite(gram).all()) == (not 2 <= step <= 5 or gram.numel() == 0)
 
 
 def test_saving_computes_nothing():

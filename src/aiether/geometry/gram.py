@@ -7,6 +7,7 @@ square of a singular value of V: in float32 every mode below 3e-4 of the largest
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
@@ -67,6 +68,25 @@ def compute_device(tensor: Tensor) -> torch.device:
     return torch.device("cpu") if tensor.device.type == "mps" else tensor.device
 
 
+@contextlib.contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Work through chunks on one processor core.
+
+    The work is bound by memory and made of thousands of short calls: more threads gain little on an idle
+    machine, lose several times over at their barriers on a busy one, and would make the bits depend on their
+    number.
+    """
+    before = torch.get_num_threads()
+    if device.type != "cpu" or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def chunk_length(num_rows: int, device: torch.device) -> int:
     """How many columns of `num_rows` rows are worked through at a time."""
     budget = _CPU_ELEMENTS if device.type == "cpu" else _ACCELERATOR_ELEMENTS
@@ -116,8 +136,9 @@ def velocity_gram(snapshots: Sequence[TensorLike]) -> Tensor:
     device = compute_device(rows[-1])
     count = len(rows) - 1
     gram = torch.zeros(count, count, dtype=torch.float64, device=device)
-    for _, _, _, velocity in velocity_chunks(rows, device):
-        gram.addmm_(velocity, velocity.T)
+    with one_thread(device):
+        for _, _, _, velocity in velocity_chunks(rows, device):
+            gram.addmm_(velocity, velocity.T)
     gram = gram.cpu()
     return (gram + gram.T) / 2
 
@@ -133,8 +154,9 @@ def add_velocities(snapshots: Sequence[TensorLike], coefficients: Tensor) -> Ten
     flat = result.view(-1)
     device = compute_device(last)
     weights = coefficients.to(device=device, dtype=torch.float64)
-    for start, stop, position, velocity in velocity_chunks(rows, device):
-        flat[start:stop].copy_(_narrowed(torch.addmv(position[-1], velocity.T, weights), flat))
+    with one_thread(device):
+        for start, stop, position, velocity in velocity_chunks(rows, device):
+            flat[start:stop].copy_(_narrowed(torch.addmv(position[-1], velocity.T, weights), flat))
     return result
 
 

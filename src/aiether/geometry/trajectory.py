@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from aiether.geometry.gram import TensorLike, as_tensor, chunk_length, chunks, compute_device
+from aiether.geometry.gram import TensorLike, as_tensor, chunk_length, chunks, compute_device, one_thread
 
 Storage = Literal["device", "host", "disk"]
 
@@ -127,13 +127,13 @@ class Trajectory:
         selected = [names] if isinstance(names, str) else list(dict.fromkeys(names))
         if not selected:
             raise ValueError(f"no names given: name one or more of {self._known()}")
+        total = torch.zeros(self.window_size, self.window_size, dtype=torch.float64)
+        for ring in [self._ring(name) for name in selected]:
+            with one_thread(compute_device(ring.rows)):
+                self._complete(ring)
+            total += ring.gram
         index = [number % self.window_size for number in self._velocities()]
-        total = torch.zeros(len(index), len(index), dtype=torch.float64)
-        for name in selected:
-            ring = self._ring(name)
-            self._complete(ring)
-            total += ring.gram[index][:, index]
-        return total
+        return total[index][:, index]
 
     def snapshots(self, name: str) -> list[Tensor]:
         """The snapshots of one tensor, oldest first, in its shape and dtype.
@@ -221,10 +221,11 @@ class Trajectory:
         num_filled = min(self._count, self.window_size)
         products = _products(ring.rows, num_filled, ends, self._workspace(compute_device(ring.rows)))
         for number, row in zip(pending, products, strict=True):
+            # Whole, though some entries belong to no velocity of the window: those are written again before
+            # a velocity that they belong to is in it.
             own = number % self.window_size
-            index = [n % self.window_size for n in self._velocities() if n <= number]
-            ring.gram[own, index] = row[index]
-            ring.gram[index, own] = row[index]
+            ring.gram[own] = row
+            ring.gram[:, own] = row
         ring.num_computed = self._count
 
     def _workspace(self, device: torch.device) -> Tensor:
