@@ -131,6 +131,15 @@ def test_resume_refuses_other_flags_by_name(order: tuple[str, ...]) -> None:
         train(order)
 
 
+def test_resume_refuses_a_word_and_still_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"remove 'book\.txt'"):
+        train(["book.txt", "--resume", "runs/x"])
+    with pytest.raises(SystemExit) as stop:
+        train(["--resume", "runs/x", "--help"])
+    assert stop.value.code == 0
+    assert "--resume RUN_DIR" in capsys.readouterr().out
+
+
 def test_resume_and_train_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     from aiether.training import run as job
 

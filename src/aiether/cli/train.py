@@ -62,7 +62,7 @@ def train(arguments: Sequence[str], *, default_preset: str = DEFAULT_PRESET) -> 
         For a command line, file or setting that cannot work, before anything is written.
     """
     source = read_source(arguments)
-    if source.resume is not None:
+    if source.resume is not None and "--help" not in arguments:
         _refuse_beside_resume(arguments)
         from aiether.training import run as job
 
@@ -113,6 +113,8 @@ def read_settings(
 
 def _refuse_beside_resume(arguments: Sequence[str]) -> None:
     others = [flag for flag, _ in given_flags(arguments) if flag != "--resume"]
+    if not arguments[0].startswith("--"):
+        others.insert(0, repr(arguments[0]))
     if others:
         raise ValueError(
             f"--resume goes on with the run's own settings; remove {', '.join(others)}, or start a new run"
