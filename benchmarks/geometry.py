@@ -117,7 +117,7 @@ def measure_extrapolation(model: str) -> dict[str, float]:
     results = [extrapolator.extrapolate(snapshots)[0] for snapshots in kept.values()]
     floats = (resident_bytes("VmHWM") - before) / 4 / num_parameters(model)
     del results
-    times = fastest(lambda: [extrapolator.extrapolate(s) for s in kept.values()], 7)
+    times = fastest(lambda: [extrapolator.extrapolate(s) for s in kept.values()], 15)
     return {**times, "extra_floats_per_parameter": floats}
 
 
@@ -131,7 +131,7 @@ def measure_svd(model: str, dtype: str) -> dict[str, float]:
         reference.velocities([s.numpy() for s in snapshots]).astype(dtype)
         for snapshots in histories(model).values()
     ]
-    return fastest(lambda: [np.linalg.svd(m, full_matrices=False) for m in matrices], 2)
+    return fastest(lambda: [np.linalg.svd(m, full_matrices=False) for m in matrices], 3)
 
 
 def measure_watching(model: str, storage: Storage) -> dict[str, float]:

@@ -43,6 +43,23 @@ def test_more_elements_than_a_chunk_give_the_same_sums(monkeypatch):
     assert torch.equal(add_velocities(snapshots, weights), moved)
 
 
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_threads_change_no_bit_and_are_left_alone(num_threads, monkeypatch):
+    monkeypatch.setattr(gram_module, "_PIECE_ELEMENTS", 1000)
+    snapshots, weights = list(history("walk", (80, 93), 6, seed=2)), torch.arange(5.0).double()
+    results, before = [], torch.get_num_threads()
+    try:
+        for count in (1, num_threads):
+            torch.set_num_threads(count)
+            results.append((velocity_gram(snapshots), add_velocities(snapshots, weights)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, many) for one, many in zip(*results, strict=True))
+    velocity = torch.stack(snapshots).flatten(1).diff(dim=0)
+    torch.testing.assert_close(results[1][0], velocity @ velocity.T, rtol=1e-12, atol=1e-9)
+
+
 def test_arrays_and_tensors_and_layouts_are_the_same_to_it():
     points = history("walk", (4, 6), 5, seed=3)
     expected = velocity_gram(list(points))

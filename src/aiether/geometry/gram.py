@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,12 @@ TensorLike: TypeAlias = Tensor | np.ndarray
 _CPU_ELEMENTS = 1 << 18
 _ACCELERATOR_ELEMENTS = 1 << 22
 _ALIGNMENT = 64
+# Elements of a row that one thread works through at a time, and how many threads may hold work buffers at
+# once.
+_PIECE_ELEMENTS = 1 << 19
+_MAX_WORKERS = 4
+
+T = TypeVar("T")
 
 
 def as_tensor(value: TensorLike) -> Tensor:
@@ -135,11 +142,14 @@ def velocity_gram(snapshots: Sequence[TensorLike]) -> Tensor:
     rows = as_rows(snapshots)
     device = compute_device(rows[-1])
     count = len(rows) - 1
-    gram = torch.zeros(count, count, dtype=torch.float64, device=device)
-    with one_thread(device):
-        for _, _, _, velocity in velocity_chunks(rows, device):
-            gram.addmm_(velocity, velocity.T)
-    gram = gram.cpu()
+
+    def piece(start: int, stop: int) -> Tensor:
+        part = torch.zeros(count, count, dtype=torch.float64, device=device)
+        for _, _, _, velocity in velocity_chunks([row[start:stop] for row in rows], device):
+            part.addmm_(velocity, velocity.T)
+        return part
+
+    gram = torch.stack(_by_pieces(piece, rows[-1])).sum(dim=0).cpu()
     return (gram + gram.T) / 2
 
 
@@ -154,10 +164,32 @@ def add_velocities(snapshots: Sequence[TensorLike], coefficients: Tensor) -> Ten
     flat = result.view(-1)
     device = compute_device(last)
     weights = coefficients.to(device=device, dtype=torch.float64)
-    with one_thread(device):
-        for start, stop, position, velocity in velocity_chunks(rows, device):
-            flat[start:stop].copy_(_narrowed(torch.addmv(position[-1], velocity.T, weights), flat))
+
+    def piece(first: int, last: int) -> None:
+        target = flat[first:last]
+        for start, stop, position, velocity in velocity_chunks([row[first:last] for row in rows], device):
+            target[start:stop].copy_(_narrowed(torch.addmv(position[-1], velocity.T, weights), flat))
+
+    _by_pieces(piece, rows[-1])
     return result
+
+
+def _by_pieces(work: Callable[[int, int], T], like: Tensor) -> list[T]:
+    """The results of work(start, stop) over pieces of a row, in order.
+
+    On a CPU the pieces are shared out to as many Python threads as torch has, each on one core: PyTorch
+    releases the interpreter lock, and threads that meet once a tensor do not wait for each other at every
+    chunk. What the pieces are depends on the tensor alone, so the bits do not depend on the number of
+    threads.
+    """
+    length = _PIECE_ELEMENTS if like.device.type == "cpu" else max(like.numel(), 1)
+    bounds = list(chunks(like.numel(), length)) or [(0, 0)]
+    num_workers = min(len(bounds), torch.get_num_threads(), _MAX_WORKERS)
+    with one_thread(compute_device(like)):
+        if num_workers == 1:
+            return [work(start, stop) for start, stop in bounds]
+        with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(lambda bound: work(*bound), bounds))
 
 
 def _narrowed(values: Tensor, like: Tensor) -> Tensor:
