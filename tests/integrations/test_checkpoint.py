@@ -2,33 +2,37 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from aiether.integrations._checkpoint import MARKER, MOMENTS, Checkpoint, CheckpointStore
+from aiether.integrations._checkpoint import MARKER, MOMENTS, STATE, Checkpoint, CheckpointStore, RunRecord
 
 
 def save_weights(directory: Path) -> None:
     (directory / "model.safetensors").write_bytes(b"weights")
 
 
-def write(store: CheckpointStore, step: int, stage: int = 0, **state: object) -> Checkpoint:
+def write(store: CheckpointStore, step: int, stage: int = 0, **record: Any) -> Checkpoint:
     moments = {
         "layer.weight": {"exp_avg": torch.full((2, 3), float(step)), "step": torch.tensor(3.0), "count": 7}
     }
-    return store.write(step=step, stage=stage, save_model=save_weights, moments=moments, state=dict(state))
+    whole = RunRecord(**{"total_steps": 9, "controller": {}, **record})
+    return store.write(step=step, stage=stage, save_model=save_weights, moments=moments, record=whole)
 
 
 def test_round_trip_keeps_tensors_numbers_and_state(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    checkpoint = write(store, 5, note={"a": [0.1, None]})
+    checkpoint = write(store, 5, controller={"a": [0.1, None]})
     assert store.latest() == checkpoint
-    assert checkpoint.read_state()["note"] == {"a": [0.1, None]}
+    assert checkpoint.read_record() == RunRecord(total_steps=9, controller={"a": [0.1, None]})
     moments = checkpoint.read_moments()["layer.weight"]
     assert torch.equal(moments["exp_avg"], torch.full((2, 3), 5.0))  # type: ignore[arg-type]
-    assert moments["count"] == 7 and isinstance(moments["count"], int)
-    assert isinstance(moments["step"], torch.Tensor) and moments["step"].item() == 3.0
+    assert moments["count"] == 7
+    assert isinstance(moments["count"], int)
+    assert isinstance(moments["step"], torch.Tensor)
+    assert moments["step"].item() == 3.0
 
 
 @pytest.mark.parametrize("damage", ["marker", "file", "truncated", "temporary"])
@@ -80,3 +84,11 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path: Path) -> None:
         assert path.suffix in (".json", ".safetensors")
         if path.suffix == ".json":
             json.loads(path.read_text())
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
+    checkpoint = write(CheckpointStore(tmp_path), 1)
+    content = json.loads((checkpoint.path / STATE).read_text())
+    (checkpoint.path / STATE).write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        checkpoint.read_record()

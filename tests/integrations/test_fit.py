@@ -122,7 +122,7 @@ def test_grows_to_the_planned_depth_and_ends_finished(
     watch = Watch()
     result = run(tmp_path, config, watch, **settings)
     growths = [event for event in watch.events if event["event"] == "growth"]
-    assert result.status == "finished" and result.step == 24
+    assert (result.status, result.step) == ("finished", 24)
     assert len(growths) == result.num_growths == 2
     assert result.depth == result.model.config.num_hidden_layers == growths[-1]["depth_after"]
     assert [row["step"] for row in watch.rows] == sorted({row["step"] for row in watch.rows})
@@ -231,7 +231,8 @@ def test_a_users_own_optimizer_and_scheduler_are_kept(tmp_path: Path) -> None:
     watch = Watch()
     result = fit(trainer, growth(init="copy"), observers=[watch])
     rebuilt = trainer.optimizer.optimizer  # type: ignore[union-attr]
-    assert isinstance(rebuilt, torch.optim.SGD) and result.depth == 8
+    assert isinstance(rebuilt, torch.optim.SGD)
+    assert result.depth == 8
     for group, shape in zip(rebuilt.param_groups, ({"weight_decay": 0.3}, {"initial_lr": 1e-4}), strict=True):
         assert shape.items() <= group.items()
         assert all((p.ndim > 1) == ("weight_decay" in shape) for p in group["params"])

@@ -1,8 +1,9 @@
-"""Where growth meets training loops: the stages on the Hugging Face Trainer, and checkpoints that are whole."""
+"""Where growth meets training loops: stages on the Hugging Face Trainer, and checkpoints that are whole."""
 
 from ._checkpoint import Checkpoint, CheckpointStore, write_json
 from ._growth_callback import GrowthCallback
 from ._observer import Row, RunObserver
+from ._quiet import without_progress_bars
 from ._verify import GrowthError
 from .trainer import FitResult, fit
 
@@ -15,5 +16,6 @@ __all__ = [
     "Row",
     "RunObserver",
     "fit",
+    "without_progress_bars",
     "write_json",
 ]

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+FORMAT = 1
 MARKER = "COMPLETE.json"
 STATE = "aiether_state.json"
 MOMENTS = "moments.safetensors"
@@ -50,6 +51,22 @@ def write_json(path: Path, value: Any) -> None:
     sync_file(path.parent)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a checkpoint holds besides weights and moments; all of it JSON."""
+
+    total_steps: int
+    controller: dict[str, Any]
+    train_seconds: float = 0.0
+    frozen: list[str] = field(default_factory=list)  # names that the user froze
+    scheduler: dict[str, Any] | None = None  # {"restart_step", "state"}
+    pending_event: dict[str, Any] | None = None  # a growth whose loss after it is not measured yet
+    new_layers: list[int] = field(default_factory=list)
+    snapshot_steps: list[int] = field(default_factory=list)
+    optimizer_groups: list[list[str]] | None = None  # names by group of an optimizer that the user built
+    observers: list[dict[str, Any]] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A complete checkpoint on disk. Within one step, the later stage is the grown model."""
@@ -58,12 +75,21 @@ class Checkpoint:
     step: int
     stage: int
 
-    def read_state(self) -> dict[str, Any]:
+    def read_record(self) -> RunRecord:
+        content = self._read()
+        if content["format"] != FORMAT:
+            raise ValueError(
+                f"checkpoint {str(self.path)!r} has format {content['format']}, this version reads {FORMAT}; "
+                "resume with the version of aiether that wrote it"
+            )
+        return RunRecord(**content["record"])
+
+    def _read(self) -> dict[str, Any]:
         return json.loads((self.path / STATE).read_text())
 
     def read_moments(self) -> Moments:
         """Optimizer state by parameter name, on the CPU."""
-        moments: Moments = self.read_state()["scalar_moments"]
+        moments: Moments = self._read()["scalar_moments"]
         with safe_open(self.path / MOMENTS, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118 - a safetensors handle is no mapping
                 name, entry = key.rsplit(_SEPARATOR, 1)
@@ -78,13 +104,12 @@ class CheckpointStore:
         self.directory = directory / "checkpoints"
         self.snapshots = directory / "snapshots"
         self.keep = keep
-        self.directory.mkdir(parents=True, exist_ok=True)
 
     def complete(self) -> list[Checkpoint]:
-        """Complete checkpoints, oldest first; a folder whose marker or a listed file is missing is left out."""
+        """Complete checkpoints, oldest first; one that lacks its marker or a listed file is left out."""
         found = [
             Checkpoint(path, int(match[1]), int(match[2]))
-            for path in self.directory.iterdir()
+            for path in (self.directory.iterdir() if self.directory.is_dir() else ())
             if (match := _NAME.match(path.name)) and _is_complete(path)
         ]
         return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.stage))
@@ -99,13 +124,13 @@ class CheckpointStore:
         stage: int,
         save_model: Callable[[Path], None],
         moments: Moments,
-        state: dict[str, Any],
+        record: RunRecord,
     ) -> Checkpoint:
         """Write one checkpoint; on return it is on the disk, and older ones beyond `keep` are gone."""
         final = self.directory / f"step-{step:08d}-stage-{stage:03d}"
         temporary = self.directory / f".{final.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        temporary.mkdir(parents=True)
         save_model(temporary)
         flat = {
             f"{name}{_SEPARATOR}{key}": value.detach().contiguous()
@@ -114,7 +139,8 @@ class CheckpointStore:
             if isinstance(value, Tensor)
         }
         save_file(flat, temporary / MOMENTS)
-        (temporary / STATE).write_text(json.dumps({**state, "scalar_moments": _scalars(moments)}))
+        content = {"format": FORMAT, "record": asdict(record), "scalar_moments": _scalars(moments)}
+        (temporary / STATE).write_text(json.dumps(content))
         self._finish(temporary, final)
         self._rotate()
         return Checkpoint(final, step, stage)
@@ -138,7 +164,7 @@ class CheckpointStore:
             for checkpoint in kept[: -self.keep]:
                 shutil.rmtree(checkpoint.path)
             kept = kept[-self.keep :]
-        needed = {step for c in kept for step in c.read_state().get("snapshot_steps", ())}
+        needed = {step for c in kept for step in c.read_record().snapshot_steps}
         for path in self.snapshots.iterdir() if self.snapshots.is_dir() else ():
             match = _SNAPSHOT.match(path.name)
             if match and int(match[1]) not in needed:

@@ -6,17 +6,20 @@ import copy
 import hashlib
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from aiether.growth import Family, TrainingState
+from aiether.growth import Family, GrowthController, GrowthPlan, Migration, TrainingState, renames
+
+from ._checkpoint import Moments
 
 
 def build_model(previous: PreTrainedModel, state: TrainingState) -> PreTrainedModel:
-    """A fresh model of the previous one's class that holds exactly `state` (names, values, dtypes checked)."""
+    """A fresh model of the previous one's class that holds exactly `state` (names and shapes are checked)."""
     config = copy.deepcopy(previous.config)
     before = previous.config.to_dict()
     for key, value in state.config.items():
@@ -24,10 +27,33 @@ def build_model(previous: PreTrainedModel, state: TrainingState) -> PreTrainedMo
             setattr(config, key, value)
     with torch.random.fork_rng(), torch.device(previous.device):
         model = type(previous)(config)
-    model.to(dtype=previous.dtype)
+    nn.Module.to(model, dtype=previous.dtype)
     model.load_state_dict(state.tensors, strict=True)
     model.generation_config = previous.generation_config
+    model.loss_type = previous.loss_type
     return model.train(previous.training)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """A growth carried out on a live model."""
+
+    model: PreTrainedModel
+    migration: Migration
+    renames: dict[str, tuple[str, ...]]  # old name -> its own new name, then those made from it
+
+
+def grow_model(
+    model: PreTrainedModel, moments: Moments, controller: GrowthController, plan: GrowthPlan, step: int
+) -> Growth:
+    """Migrate a live model's state and build the grown model around it; the old model stays as it is."""
+    state = TrainingState(
+        config=model.config.to_dict(), tensors=model.state_dict(), moments=moments, step=step
+    )
+    migration = controller.grow(state, plan)
+    return Growth(
+        build_model(model, migration.state), migration, renames(state.tensors, plan, controller.family)
+    )
 
 
 def blocks_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
@@ -83,5 +109,5 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     digest = hashlib.blake2b(f"{seed}:{step}:{rank}".encode(), digest_size=8).digest()
     value = int.from_bytes(digest) >> 1
     random.seed(value)
-    np.random.seed(value & 0xFFFFFFFF)
+    np.random.seed(value & 0xFFFFFFFF)  # noqa: NPY002 - the global stream is what datasets draw from
     torch.manual_seed(value)

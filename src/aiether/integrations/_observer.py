@@ -1,4 +1,4 @@
-"""What a run tells its watchers: plain dictionaries at fixed moments. Files, displays and trackers sit behind it."""
+"""What a run tells its watchers: plain dictionaries at fixed moments, for files, displays and trackers."""
 
 from __future__ import annotations
 

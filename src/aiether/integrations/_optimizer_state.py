@@ -6,7 +6,7 @@ Here every entry goes by name, and what does not fit raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def load_moments(model: nn.Module, optimizer: Optimizer, moments: Moments) -> No
         parameter = parameters.get(name)
         if parameter is None or id(parameter) not in group_of:
             raise ValueError(
-                f"optimizer state for {name!r} has no parameter in the optimizer: the state belongs to another "
+                f"optimizer state for {name!r} has no parameter in the optimizer: it belongs to another "
                 "architecture; resume the checkpoint with the model it was written for"
             )
         group = group_of[id(parameter)]
@@ -70,7 +70,7 @@ def _place(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) ->
 class OptimizerRecipe:
     """How to build the user's own optimizer again: class, defaults and named groups."""
 
-    optimizer_class: type[Optimizer]
+    optimizer_class: Callable[..., Optimizer]
     groups: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
 
     @classmethod
@@ -95,6 +95,11 @@ class OptimizerRecipe:
             for names, settings in self.groups
         )
         return OptimizerRecipe(self.optimizer_class, groups)
+
+    def with_names(self, names: Sequence[Sequence[str]]) -> OptimizerRecipe:
+        """The recipe with other names in its groups: those of a checkpoint's grown model."""
+        settings = [settings for _, settings in self.groups]
+        return OptimizerRecipe(self.optimizer_class, tuple(zip(map(tuple, names), settings, strict=True)))
 
     def build(self, model: nn.Module) -> Optimizer:
         parameters = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""One stage of a run: a stretch of training with a fixed architecture and a fixed set of trainable tensors."""
+"""One stage of a run: training with a fixed architecture and a fixed set of trainable tensors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Stage:
         save_interval_steps: int | None,
         save: Callable[[int], None],
     ) -> None:
-        self.trainer, self.controller, self.handover = trainer, controller, handover
+        # transformers annotates these attributes with every backend's placeholder types.
+        self.trainer: Any = trainer
+        self.controller, self.handover = controller, handover
         self.index, self.total_steps, self.frozen = index, total_steps, frozen
         self.train_seconds, self.observers, self.interrupted = train_seconds, observers, interrupted
         self.save_interval_steps, self.save = save_interval_steps, save
@@ -138,13 +140,8 @@ class Stage:
             self.handover.pending_event = None
             return False
         decision = self.controller.evaluate(step, loss, self.depth)
-        row = {
-            "step": step,
-            "eval_loss": loss,
-            "eval_seconds": eval_seconds,
-            "depth": self.depth,
-            "stage": self.index,
-        }
+        row: Row = {"step": step, "stage": self.index, "depth": self.depth, "eval_loss": loss}
+        row |= {"eval_seconds": eval_seconds, "eval_steps_per_s": metrics.get("eval_steps_per_second")}
         row |= self.controller.last_metrics
         self.last_evaluation = row
         for observer in self.observers:

@@ -29,14 +29,14 @@ def check_optimizer_covers(model: nn.Module, optimizer: Optimizer) -> None:
         raise GrowthError(f"{len(missing)} trainable tensors are not in the optimizer, first {missing[0]!r}")
     if foreign:
         raise GrowthError(
-            f"the optimizer holds {len(foreign)} tensors that are not the model's: it would train a stale model"
+            f"the optimizer holds {len(foreign)} tensors that are not the model's: it would train those"
         )
     if len(set(held)) != len(held):
         raise GrowthError("a tensor is in the optimizer twice: it would be stepped twice")
 
 
 class NewTensorWatch:
-    """Sees that each new tensor receives a gradient and moves within a few steps at a positive learning rate."""
+    """Sees that each new tensor receives a gradient and moves within a few steps."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, names: Iterable[str], steps: int = 5) -> None:
         parameters = dict(model.named_parameters())
@@ -47,7 +47,7 @@ class NewTensorWatch:
         self.steps_left = steps
 
     def before_step(self) -> None:
-        """Call with gradients present, before the optimizer steps; steps at zero learning rate do not count."""
+        """Call with gradients present, before the optimizer steps; a step at zero rate does not count."""
         rates = {name: float(self.group_of[id(p)]["lr"]) for name, p in self.parameters.items()}
         if max(rates.values(), default=0.0) <= 0:
             return

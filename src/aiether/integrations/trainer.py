@@ -8,10 +8,8 @@ point to resume from, and growing and resuming are the same path.
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,26 +17,24 @@ from typing import Any, Literal
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import ExportableState
-from transformers.utils import logging as transformers_logging
 
 from aiether.growth import (
     GROWTH_PRESETS,
     Decision,
     GrowthConfig,
     GrowthController,
-    TrainingState,
     family_of,
     planned_depth,
-    renames,
 )
 
 from ._callback import StageCallback
-from ._checkpoint import Checkpoint, CheckpointStore, to_json
+from ._checkpoint import Checkpoint, CheckpointStore, RunRecord, to_json
 from ._growth_callback import GrowthCallback
 from ._interrupt import InterruptFlag, catch_interrupts
-from ._model import build_model, compile_blocks, frozen_names
+from ._model import compile_blocks, frozen_names, grow_model
 from ._observer import Row, RunObserver
 from ._optimizer_state import OptimizerRecipe, capture_moments, rebind_scheduler, unwrap_optimizer
+from ._quiet import quiet_about_tied_weights, without_progress_bars
 from ._stage import Handover, Stage
 
 _NEEDS_LOSS = ("geometric", "plateau")
@@ -100,7 +96,7 @@ def fit(
     _refuse_unsupported(trainer, config)
     with catch_interrupts() as interrupted:
         run = _Run(
-            trainer, config, Path(output_dir or trainer.args.output_dir), observers, interrupted, compile
+            trainer, config, Path(output_dir or trainer.args.output_dir or "trainer_output"), observers, interrupted, compile
         )
         return run.execute(resume)
 
@@ -131,8 +127,8 @@ def _refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
         )
     if args.torch_compile:
         raise ValueError(
-            "torch_compile=True compiles the whole model, again at every growth, and falls back to eager after 8 "
-            "times; set it to False and call fit(trainer, compile=True), which compiles block by block"
+            "torch_compile=True compiles the whole model, again at every growth, and falls back to eager "
+            "after 8 times; set it to False and call fit(trainer, compile=True), which compiles the blocks"
         )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or args.n_gpu > 1 or args.world_size > 1:
         raise ValueError("fit grows on one device so far; set CUDA_VISIBLE_DEVICES to one GPU")
@@ -149,8 +145,8 @@ def _refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
         )
     if config.protocol == "report" and trainer.lr_scheduler is not None:
         raise ValueError(
-            "protocol='report' restarts the schedule, which a scheduler passed in optimizers=(...) cannot; set "
-            "lr_scheduler_type in TrainingArguments instead, or protocol='none'"
+            "protocol='report' restarts the schedule, which a scheduler passed in optimizers=(...) cannot; "
+            "set lr_scheduler_type in TrainingArguments instead, or protocol='none'"
         )
 
 
@@ -166,12 +162,8 @@ class _Run:
         interrupted: InterruptFlag,
         compile: bool,
     ) -> None:
-        self.trainer, self.observers, self.interrupted, self.compile = (
-            trainer,
-            list(observers),
-            interrupted,
-            compile,
-        )
+        self.trainer: Any = trainer  # its own annotations carry every backend's placeholder types
+        self.observers, self.interrupted, self.compile = list(observers), interrupted, compile
         self.total_steps, steps_per_epoch = _planned_steps(trainer)
         self.store = CheckpointStore(output_dir, keep=trainer.args.save_total_limit)
         self.save_interval_steps = _save_interval(trainer, self.total_steps, steps_per_epoch)
@@ -187,8 +179,8 @@ class _Run:
             directory=output_dir / "window",
         )
         self.frozen = frozen_names(model)
-        self.recipe = None if trainer.optimizer is None else OptimizerRecipe.of(trainer.optimizer, model)
-        self.user_scheduler = trainer.lr_scheduler
+        self.recipe = None if trainer.optimizer is None else OptimizerRecipe.of(self.trainer.optimizer, model)
+        self.user_scheduler: Any = trainer.lr_scheduler
         self.handover = Handover()
         self.stage_index = 0
         self.train_seconds = 0.0
@@ -255,7 +247,7 @@ class _Run:
         trainer.args.eval_on_start = self.handover.pending_event is not None
         set_seed(trainer.args.seed)  # the sampler's order derives from it: the same in every stage
         try:
-            with _quiet_about_tied_weights():
+            with quiet_about_tied_weights():
                 trainer.train(resume_from_checkpoint=str(self.last.path) if self.last.step else None)
         finally:
             trainer.remove_callback(callback)
@@ -263,35 +255,26 @@ class _Run:
         return stage
 
     def _open_optimizer(self, model: PreTrainedModel) -> None:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if self.recipe is None:
             trainer.optimizer = None
             trainer.create_optimizer()
         elif self.last is not None and self.last.step > 0:  # until then the user's own serves
             trainer.optimizer = self.recipe.build(model)
         if self.user_scheduler is not None:
-            rebind_scheduler(self.user_scheduler, trainer.optimizer)
+            rebind_scheduler(self.user_scheduler, unwrap_optimizer(trainer.optimizer))
             trainer.lr_scheduler = self.user_scheduler
         else:
             trainer.lr_scheduler = None
 
     def _grow(self, decision: Decision, evaluation: Row, step: int) -> None:
-        started, old, plan = time.perf_counter(), _unwrapped(self.trainer), decision.plan
+        started, plan = time.perf_counter(), decision.plan
         assert plan is not None
-        state = TrainingState(
-            config=old.config.to_dict(),
-            tensors=old.state_dict(),
-            moments=self.handover.moments,
-            step=step,
-            extra={},
-        )
-        migration = self.controller.grow(state, plan)
-        model = build_model(old, migration.state)
-        renamed = renames(state.tensors, plan, self.controller.family)
-        self.frozen = frozenset(new for name in self.frozen for new in renamed[name])
-        self.recipe = self.recipe and self.recipe.renamed(renamed)
-        self.trainer.model = self.trainer.model_wrapped = model
-        self.handover.moments = migration.state.moments
+        growth = grow_model(_unwrapped(self.trainer), self.handover.moments, self.controller, plan, step)
+        self.frozen = frozenset(new for name in self.frozen for new in growth.renames[name])
+        self.recipe = self.recipe and self.recipe.renamed(growth.renames)
+        self.trainer.model = self.trainer.model_wrapped = growth.model
+        self.handover.moments = growth.migration.state.moments
         self.handover.new_layers = tuple(plan.new_layers)
         self.stage_index += 1
         self.handover.pending_event = {
@@ -304,7 +287,7 @@ class _Run:
             "plan": plan.to_dict(),
             "loss_before": evaluation["eval_loss"],
             "at_decision": evaluation,
-            "tensors": migration.tensor_metrics,
+            "tensors": growth.migration.tensor_metrics,
             "seconds": time.perf_counter() - started,
         }
 
@@ -338,30 +321,29 @@ class _Run:
             if snapshot_step not in self.saved_snapshots:
                 self.store.write_snapshot(snapshot_step, trajectory.snapshot_items(snapshot_step))
                 self.saved_snapshots.add(snapshot_step)
-        state = {
-            "format": 1,
-            "total_steps": self.total_steps,
-            "train_seconds": self.train_seconds,
-            "frozen": sorted(self.frozen),
-            "scheduler": handover.scheduler,
-            "pending_event": handover.pending_event,
-            "new_layers": list(handover.new_layers),
-            "snapshot_steps": list(trajectory.steps),
-            "controller": to_json(self.controller.state_dict()),
-            "optimizer_groups": self.recipe and [list(names) for names, _ in self.recipe.groups],
-            "observers": [observer.state() for observer in self.observers],
-        }
+        record = RunRecord(
+            total_steps=self.total_steps,
+            controller=to_json(self.controller.state_dict()),
+            train_seconds=self.train_seconds,
+            frozen=sorted(self.frozen),
+            scheduler=handover.scheduler,
+            pending_event=handover.pending_event,
+            new_layers=list(handover.new_layers),
+            snapshot_steps=list(trajectory.steps),
+            optimizer_groups=self.recipe and [list(names) for names, _ in self.recipe.groups],
+            observers=[observer.state() for observer in self.observers],
+        )
         self.last = self.store.write(
             step=step,
             stage=self.stage_index,
             save_model=self._save_model,
             moments=handover.moments,
-            state=state,
+            record=record,
         )
 
     def _save_model(self, directory: Path) -> None:
         trainer = self.trainer
-        with _without_progress_bars():
+        with without_progress_bars():
             _unwrapped(trainer).save_pretrained(directory)
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
@@ -380,35 +362,35 @@ class _Run:
         raise ValueError(f"resume={str(resume)!r} is no complete checkpoint of {self.store.directory}")
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        state = checkpoint.read_state()
-        if state["total_steps"] != self.total_steps:
+        record = checkpoint.read_record()
+        if record.total_steps != self.total_steps:
             raise ValueError(
-                f"the checkpoint was written for {state['total_steps']} steps, the Trainer plans {self.total_steps}; "
-                "resume with the arguments of the first start"
+                f"the checkpoint was written for {record.total_steps} steps, the Trainer plans "
+                f"{self.total_steps}; resume with the arguments of the first start"
             )
         old = _unwrapped(self.trainer)
-        model = type(old).from_pretrained(
-            checkpoint.path, dtype=old.dtype, attn_implementation=old.config._attn_implementation
-        )
+        with without_progress_bars():
+            model = type(old).from_pretrained(
+                checkpoint.path, dtype=old.dtype, attn_implementation=old.config._attn_implementation
+            )
+        model.loss_type = old.loss_type
         self.trainer.model = self.trainer.model_wrapped = model.to(self.trainer.args.device).train()
-        if self.recipe is not None:
-            settings = [settings for _, settings in self.recipe.groups]
-            groups = zip(map(tuple, state["optimizer_groups"]), settings, strict=True)
-            self.recipe = OptimizerRecipe(self.recipe.optimizer_class, tuple(groups))
+        if self.recipe is not None and record.optimizer_groups is not None:
+            self.recipe = self.recipe.with_names(record.optimizer_groups)
         self.controller.load_state_dict(
-            state["controller"], self.store.read_snapshot, device=self.trainer.args.device
+            record.controller, self.store.read_snapshot, device=self.trainer.args.device
         )
-        self.saved_snapshots = set(state["snapshot_steps"])
-        self.frozen = frozenset(state["frozen"])
-        self.stage_index, self.train_seconds = checkpoint.stage, state["train_seconds"]
+        self.saved_snapshots = set(record.snapshot_steps)
+        self.frozen = frozenset(record.frozen)
+        self.stage_index, self.train_seconds = checkpoint.stage, record.train_seconds
         self.handover = Handover(
             moments=checkpoint.read_moments(),
-            scheduler=state["scheduler"],
-            pending_event=state["pending_event"],
-            new_layers=tuple(state["new_layers"]),
+            scheduler=record.scheduler,
+            pending_event=record.pending_event,
+            new_layers=tuple(record.new_layers),
         )
         self.last = checkpoint
-        for observer, saved in zip(self.observers, state["observers"], strict=True):
+        for observer, saved in zip(self.observers, record.observers, strict=False):
             observer.restore(saved)
 
     def _result(self, status: Literal["finished", "interrupted"], step: int) -> FitResult:
@@ -419,35 +401,8 @@ class _Run:
         return FitResult(status, step, depth, growths, self.train_seconds, self.last.path, model)
 
 
-def _unwrapped(trainer: Trainer) -> PreTrainedModel:
+def _unwrapped(trainer: Any) -> PreTrainedModel:
     return trainer.accelerator.unwrap_model(trainer.model)
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def _quiet_about_tied_weights() -> Iterator[None]:
-    """The Trainer warns of "missing keys" for a tied head, which safetensors files hold under one name only."""
-    logger = logging.getLogger("transformers.trainer")
-    message = "There were missing keys in the checkpoint model loaded: ['lm_head.weight']"
-
-    def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(message)
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
 
 
 def _planned_steps(trainer: Trainer) -> tuple[int, int]:

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from transformers import PreTrainedModel
 
 from aiether.data import PackedData, TokenWindows
 from aiether.evaluation import flops_per_token
 from aiether.growth import GrowthConfig, planned_depth
-from aiether.integrations import Row, fit, write_json
+from aiether.integrations import Row, fit, without_progress_bars, write_json
 
 from .config import TrainConfig
 from .model import build_model
@@ -158,7 +157,7 @@ def export(model: PreTrainedModel, tokenizer_dir: Path | None, directory: Path) 
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.config.use_cache = True  # off while training; generation wants it
-    with torch.no_grad():
+    with without_progress_bars():
         model.save_pretrained(temporary)
     model.config.use_cache = False
     if tokenizer_dir is not None:

@@ -33,7 +33,6 @@ def build_model(
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}; change one of them")
     tokens = {"vocab_size": vocab_size, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    tokens["loss_type"] = "ForCausalLM"  # named, or transformers warns that it guesses
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if arch == "gpt2":
@@ -65,6 +64,7 @@ def build_model(
                 )
             )
         initialise_output_projections(model, family_of(model), final_depth)
+    model.loss_type = "ForCausalLM"  # GPT-2's class name does not say it, and transformers would warn
     return model
 
 

@@ -1,4 +1,4 @@
-"""The run folder's records: metrics.jsonl, events.jsonl and lineage.json, continued exactly after a resume."""
+"""The run folder's records (metrics, events, lineage), continued exactly after a resume."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Recorder(RunObserver):
         self.emit("stage", {"stage": stage, "step": step, "depth": lineage.depth})
 
     def _save_layers(self, step: int, model: PreTrainedModel, lineage: Lineage) -> None:
-        """At a birth: L0 of what is born, and L1 of the layers that stood before (they come through unchanged)."""
+        """At a birth: L0 of what is born, L1 of what stood before (it comes through unchanged)."""
         born = [record.born_step == step for record in lineage.records]
         if not any(born):
             return

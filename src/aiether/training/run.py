@@ -9,7 +9,7 @@ import re
 import string
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +19,12 @@ import torch
 import transformers
 
 from aiether.data import PackedData, prepare
-from aiether.growth import GrowthConfig
+from aiether.growth import GrowthConfig, growth_warnings
 from aiether.integrations import Row, write_json
 
 from .arms import ArmResult, final_depth, planned_steps, run_arm, static_steps
 from .config import TrainConfig, read_config, write_config
-from .display import TrainingDisplay, open_display
+from .display import DisplaySettings, TrainingDisplay, open_display
 from .generate import generate
 from .report import write_report
 
@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> RunResult:
     run_dir = Path(config.output_dir or _default_output_dir(config))
     if (run_dir / CONFIG).exists():
         raise ValueError(
-            f"output_dir {str(run_dir)!r} already holds a run; resume it with --resume {run_dir}, or name another"
+            f"output_dir {str(run_dir)!r} holds a run already; resume it with --resume {run_dir}, or name another"
         )
     check_device(config)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def check_device(config: TrainConfig) -> None:
 
 
 def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
-    with open_display() as display:
+    with open_display(DisplaySettings.from_config(asdict(config))) as display:
         data = prepare(config, progress=display.progress)
         if not (run_dir / CONFIG).exists():
             write_json(run_dir / "environment.json", environment(data))
@@ -98,6 +98,8 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
                 run_dir / CONFIG, config
             )  # last: from here on the folder is a run that can be resumed
         _describe_data(display, data)
+        for message in growth_warnings(config, total_steps=planned_steps(config, data)):
+            display.message(f"warning: {message}")
         emit = _emitter(display)
         grown = ArmResult.read(run_dir) or run_arm(
             "grown",
@@ -114,7 +116,7 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
         if grown.status == "finished" and config.baseline == "static":
             baselines.append(_static_baseline(config, data, run_dir, grown, emit))
         result = _conclude(config, data, run_dir, grown, tuple(baselines))
-        display.finish(_closing(result, data))
+        display.finish(_closing(result))
     return result
 
 
@@ -143,9 +145,19 @@ def _conclude(
     status: Literal["finished", "interrupted"] = "finished" if done else "interrupted"
     if grown.status == "finished" and data.tokenizer_dir is not None:
         _write_sample(config, run_dir, grown)
-    summary = {**vars(grown), "status": status, "baselines": [vars(arm) for arm in baselines]}
-    write_json(run_dir / SUMMARY, summary)
+    write_json(run_dir / SUMMARY, _summary(status, grown, baselines))
     return RunResult(run_dir, status, grown, baselines, write_report(run_dir))
+
+
+def _summary(status: str, grown: ArmResult, baselines: tuple[ArmResult, ...]) -> dict[str, Any]:
+    return {**asdict(grown), "status": status, "baselines": [asdict(arm) for arm in baselines]}
+
+
+def _closing(result: RunResult) -> dict[str, Any]:
+    closing = _summary(result.status, result.grown, result.baselines) | {"report": str(result.report)}
+    if result.status == "interrupted":
+        closing["resume"] = f"aiether train --resume {result.run_dir}"
+    return closing
 
 
 def _write_sample(config: TrainConfig, run_dir: Path, grown: ArmResult) -> None:
@@ -177,18 +189,6 @@ def _describe_data(display: TrainingDisplay, data: PackedData) -> None:
         f"data: {data.source}, {data.num_documents:,} documents, {len(data.train):,} training and "
         f"{len(data.validation):,} validation tokens, vocabulary {data.vocab_size:,}"
     )
-
-
-def _closing(result: RunResult, data: PackedData) -> dict[str, Any]:
-    arms = [_arm_line(arm) for arm in (result.grown, *result.baselines)]
-    closing: dict[str, Any] = {"status": result.status, "arms": arms, "report": str(result.report)}
-    if result.status == "interrupted":
-        closing["resume"] = f"aiether train --resume {result.run_dir}"
-    return closing
-
-
-def _arm_line(arm: ArmResult) -> dict[str, Any]:
-    return vars(arm)
 
 
 # -- the folder ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from .optimizer import build_optimizer
 
 
 class PretrainingTrainer(Trainer):
-    """A Trainer over token windows with the run's optimizer and schedule; everything else is transformers'."""
+    """A Trainer over token windows with the run's own optimizer and schedule."""
 
     def __init__(self, config: TrainConfig, **kwargs: Any) -> None:
         self.config = config

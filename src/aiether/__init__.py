@@ -1,0 +1,52 @@
+"""aiether: train transformers whose depth is a decision, not a constant.
+
+>>> import aiether
+>>> aiether.fit(trainer)  # a Hugging Face Trainer, grown when the geometry of its weights says so
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .geometry import Extrapolator, GeometryMetrics, Trajectory
+    from .growth import GrowthConfig, GrowthController, GrowthPlan, TrainingState, migrate
+    from .integrations import FitResult, GrowthError, RunObserver, fit
+
+_HOMES = {
+    "Extrapolator": "geometry",
+    "FitResult": "integrations",
+    "GeometryMetrics": "geometry",
+    "GrowthConfig": "growth",
+    "GrowthController": "growth",
+    "GrowthError": "integrations",
+    "GrowthPlan": "growth",
+    "RunObserver": "integrations",
+    "Trajectory": "geometry",
+    "TrainingState": "growth",
+    "fit": "integrations",
+    "migrate": "growth",
+}
+
+__all__ = [
+    "Extrapolator",
+    "FitResult",
+    "GeometryMetrics",
+    "GrowthConfig",
+    "GrowthController",
+    "GrowthError",
+    "GrowthPlan",
+    "RunObserver",
+    "TrainingState",
+    "Trajectory",
+    "fit",
+    "migrate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: `aiether --help` should not wait for PyTorch.
+    if name in _HOMES:
+        return getattr(import_module(f"aiether.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'aiether' has no attribute {name!r}")
