@@ -83,6 +83,18 @@ def test_the_sum_of_velocities_moves_the_last_snapshot():
     assert torch.equal(half, points[-1].bfloat16())
 
 
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e8])
+def test_the_sum_is_rounded_once_however_large_the_coefficients(size):
+    """A path of length 1/size with coefficients of that size: what naive sums lose to cancellation."""
+    points = (
+        1 + history("walk", (500,), 6, seed=5).sub(history("walk", (500,), 6, seed=5)[0]) / size
+    ).float()
+    weights = size * torch.tensor([0.5, -1.0, 2.0, 0.25, -0.75], dtype=torch.float64)
+    exact = points[-1].double() + weights @ points.double().diff(dim=0)
+    error = (add_velocities(list(points), weights).double() - exact).abs()
+    assert bool((error <= exact.abs() * 2.0**-24 * 1.01 + 1e-8).all())
+
+
 def test_what_is_no_trajectory_is_refused():
     with pytest.raises(ValueError, match="needs at least 2"):
         velocity_gram([torch.zeros(3)])
