@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from aiether.growth import GrowthConfig
-from aiether.integrations import FitResult, GrowthError, Row, RunObserver, fit
+from aiether.integrations import FitResult, GrowthError, Row, RunObserver, _model, fit
 from aiether.integrations._checkpoint import CheckpointStore
 from aiether.training.optimizer import build_optimizer
 
@@ -301,17 +301,15 @@ def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -
 
 
 def test_a_new_tensor_without_gradient_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from aiether.integrations import trainer as module
-
-    honest = module.build_model
+    honest = _model.build_model
 
     def detached(previous: PreTrainedModel, state: Any) -> PreTrainedModel:
         model = honest(previous, state)
-        block = model.transformer.h[-1]  # type: ignore[union-attr,index]
-        forward = block.mlp.forward
-        block.mlp.forward = lambda hidden: forward(hidden).detach()  # type: ignore[union-attr]
+        mlp = model.get_submodule("transformer.h.3.mlp")
+        forward = mlp.forward
+        mlp.forward = lambda hidden: forward(hidden).detach()
         return model
 
-    monkeypatch.setattr(module, "build_model", detached)
+    monkeypatch.setattr(_model, "build_model", detached)
     with pytest.raises(GrowthError, match="no gradient"):
         run(tmp_path, growth(init="copy"))
