@@ -60,6 +60,7 @@ class RunRecord:
     train_seconds: float = 0.0
     frozen: list[str] = field(default_factory=list)  # names that the user froze
     scheduler: dict[str, Any] | None = None  # {"restart_step", "state"}
+    loss_window: dict[str, float] | None = None  # training loss summed since the last training row
     pending_event: dict[str, Any] | None = None  # a growth whose loss after it is not measured yet
     new_layers: list[int] = field(default_factory=list)
     snapshot_steps: list[int] = field(default_factory=list)

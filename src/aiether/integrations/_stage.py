@@ -26,6 +26,7 @@ class Handover:
 
     moments: Moments = field(default_factory=dict)
     scheduler: dict[str, Any] | None = None  # {"restart_step", "state"}
+    loss_window: dict[str, float] | None = None  # {"sum", "since_step"}: what the next training row averages
     pending_event: Row | None = None  # a growth whose loss after it is not measured yet
     new_layers: tuple[int, ...] = ()
 
@@ -77,6 +78,7 @@ class Stage:
         load_moments(self.model, optimizer, self.handover.moments)
         check_optimizer_covers(self.model, optimizer)
         self._continue_schedule(step)
+        self._continue_loss_window()
         set_trainable(self.model, self.controller.family, self.frozen, self.controller.trainable(step))
         if self.handover.new_layers:
             names = (name for name, _ in self.model.named_parameters())
@@ -155,6 +157,17 @@ class Stage:
 
     def scheduler_state(self) -> dict[str, Any]:
         return {"restart_step": self._restart_step, "state": scheduler_state(self.trainer.lr_scheduler)}
+
+    def loss_window(self) -> dict[str, float]:
+        """The training loss summed since the last training row, and that row's step."""
+        trainer = self.trainer
+        return {"sum": trainer._tr_loss.item(), "since_step": trainer._globalstep_last_logged}
+
+    def _continue_loss_window(self) -> None:
+        """The Trainer starts its mean anew in every train(): a row would miss the steps before this stage."""
+        if self.handover.loss_window is not None:
+            self.trainer._tr_loss.fill_(self.handover.loss_window["sum"])
+            self.trainer._globalstep_last_logged = self.handover.loss_window["since_step"]
 
     def _continue_schedule(self, step: int) -> None:
         trainer, saved = self.trainer, self.handover.scheduler

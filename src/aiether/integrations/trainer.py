@@ -209,6 +209,7 @@ class _Run:
             self.handover = Handover(
                 moments=capture_moments(model, unwrap_optimizer(self.trainer.optimizer)),
                 scheduler=stage.scheduler_state(),
+                loss_window=stage.loss_window(),
             )
             if stage.decision is not None:
                 self._grow(stage.decision, stage.last_evaluation, step)
@@ -310,6 +311,7 @@ class _Run:
         live = Handover(
             moments=capture_moments(_unwrapped(self.trainer), optimizer),
             scheduler=self.stage.scheduler_state(),
+            loss_window=self.stage.loss_window(),
             pending_event=self.handover.pending_event,
         )
         self._save(step, live)
@@ -327,6 +329,7 @@ class _Run:
             train_seconds=self.train_seconds,
             frozen=sorted(self.frozen),
             scheduler=handover.scheduler,
+            loss_window=handover.loss_window,
             pending_event=handover.pending_event,
             new_layers=list(handover.new_layers),
             snapshot_steps=list(trajectory.steps),
@@ -386,6 +389,7 @@ class _Run:
         self.handover = Handover(
             moments=checkpoint.read_moments(),
             scheduler=record.scheduler,
+            loss_window=record.loss_window,
             pending_event=record.pending_event,
             new_layers=tuple(record.new_layers),
         )
