@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .growth import GrowthConfig, GrowthController, GrowthPlan, TrainingState, migrate
     from .integrations import FitResult, GrowthError, RunObserver, fit
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Extrapolator": "geometry",
     "FitResult": "integrations",

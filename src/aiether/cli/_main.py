@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+
+from aiether import __version__
 
 COMMANDS = {
     "train": "train a model that grows when the geometry of its weights says so, or resume a run",
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(overview())
         return 0 if arguments else USER_ERROR
     if arguments[0] == "--version":
-        print(f"aiether {version('aiether')}")
+        print(f"aiether {__version__}")
         return 0
     return run_command(arguments[0], arguments[1:])
 

@@ -11,8 +11,8 @@ GROWTH_PRESETS: dict[str, dict[str, Any]] = {
     # moments kept; thresholds that do not depend on the window.
     "recommended": {
         "thresholds": "normalised",
-        "tau_crit": 0.5,
-        "kappa_crit": 0.5,
+        "tau_crit": 0.35,
+        "kappa_crit": 0.45,
         "watch": "all",
         "placement": "stack",
         "grow_by": "double",

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 
+import aiether
 from aiether.data import PackedData, prepare
 from aiether.growth import GrowthConfig, growth_warnings
 from aiether.integrations import Row, write_json
@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> RunResult:
     run_dir = Path(config.output_dir or _default_output_dir(config))
     if (run_dir / CONFIG).exists():
         raise ValueError(
-            f"output_dir {str(run_dir)!r} holds a run already; resume it with --resume {run_dir}, or name another"
+            f"output_dir {str(run_dir)!r} holds a run already; go on with --resume {run_dir}, or name another"
         )
     check_device(config)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def environment(data: PackedData) -> dict[str, Any]:
     """The versions, the machine and the data that a result depends on."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "aiether": version("aiether"),
+        "aiether": aiether.__version__,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "transformers": transformers.__version__,
