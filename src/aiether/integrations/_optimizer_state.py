@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ._checkpoint import Moments, to_json
+from ._verify import check_optimizer_covers
 
 
 def unwrap_optimizer(optimizer: Any) -> Optimizer:
@@ -26,7 +27,15 @@ def unwrap_optimizer(optimizer: Any) -> Optimizer:
 
 
 def capture_moments(model: nn.Module, optimizer: Optimizer) -> Moments:
-    """Optimizer state by parameter name (references, not copies)."""
+    """Optimizer state by parameter name (references, not copies).
+
+    Raises
+    ------
+    GrowthError
+        If a trainable tensor is not in the optimizer: it was added or unfrozen since the optimizer was built,
+        has never trained, and would be saved as if it had.
+    """
+    check_optimizer_covers(model, optimizer)
     return {
         name: {key: value for key, value in optimizer.state[parameter].items() if value is not None}
         for name, parameter in model.named_parameters()

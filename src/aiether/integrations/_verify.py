@@ -7,10 +7,41 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from aiether.growth import Family
+
+from ._model import blocks_of
 
 
 class GrowthError(RuntimeError):
     """The state after a growth is not what the plan promised. Training stops instead of going on wrongly."""
+
+
+def check_blocks(model: PreTrainedModel, family: Family) -> None:
+    """The configuration and the blocks agree on how many layers there are and which is which.
+
+    Raises
+    ------
+    ValueError
+        If a layer was put in by hand: a forward pass may skip what the configuration does not know, and a
+        copied layer index makes two layers share one place in the generation cache.
+    """
+    stated, blocks = family.depth(model.config.to_dict()), blocks_of(model, family)
+    if stated != len(blocks):
+        raise ValueError(
+            f"the configuration states {stated} layers, the model has {len(blocks)}: build the model anew "
+            f"from a configuration with {family.depth_key}={len(blocks)}"
+        )
+    for position, block in enumerate(blocks):
+        for name, module in block.named_modules():
+            index = getattr(module, "layer_idx", None)
+            if index is not None and index != position:
+                raise ValueError(
+                    f"layer {position} has layer_idx={index} in {name or 'its block'!r}: it was moved or "
+                    "copied by hand, which corrupts generation with a cache; build the model anew from its "
+                    "configuration and load the state dict"
+                )
 
 
 def check_optimizer_covers(model: nn.Module, optimizer: Optimizer) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import ExportableState
@@ -36,6 +37,7 @@ from ._observer import Row, RunObserver
 from ._optimizer_state import OptimizerRecipe, capture_moments, rebind_scheduler, unwrap_optimizer
 from ._quiet import quiet_about_tied_weights, without_progress_bars
 from ._stage import Handover, Stage
+from ._verify import check_blocks
 
 _NEEDS_LOSS = ("geometric", "plateau")
 
@@ -96,7 +98,12 @@ def fit(
     _refuse_unsupported(trainer, config)
     with catch_interrupts() as interrupted:
         run = _Run(
-            trainer, config, Path(output_dir or trainer.args.output_dir or "trainer_output"), observers, interrupted, compile
+            trainer,
+            config,
+            Path(output_dir or trainer.args.output_dir or "trainer_output"),
+            observers,
+            interrupted,
+            compile,
         )
         return run.execute(resume)
 
@@ -130,8 +137,24 @@ def _refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
             "torch_compile=True compiles the whole model, again at every growth, and falls back to eager "
             "after 8 times; set it to False and call fit(trainer, compile=True), which compiles the blocks"
         )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or args.n_gpu > 1 or args.world_size > 1:
-        raise ValueError("fit grows on one device so far; set CUDA_VISIBLE_DEVICES to one GPU")
+    sharded = {
+        "FSDP": trainer.is_fsdp_enabled,
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "a model spread by device_map": trainer.is_model_parallel,
+    }
+    for backend, used in sharded.items():
+        if used:
+            raise ValueError(f"fit grows a whole model on one device so far, not {backend}: train without it")
+    if args.n_gpu > 1 or args.world_size > 1:
+        raise ValueError(
+            f"fit grows on one device so far (found {args.n_gpu} GPUs, {args.world_size} processes); set "
+            "CUDA_VISIBLE_DEVICES to one GPU and start one process"
+        )
+    if isinstance(trainer.optimizer, AcceleratedOptimizer):
+        raise ValueError(
+            "the Trainer was trained before, and its optimizer and schedule are used up; make a new Trainer "
+            "with the same arguments (fit(trainer, resume=True) then goes on from fit's newest checkpoint)"
+        )
     if args.load_best_model_at_end:
         raise ValueError("load_best_model_at_end would load a model of another depth; set it to False")
     if config.trigger in _NEEDS_LOSS and (trainer.eval_dataset is None or args.eval_strategy == "no"):
@@ -148,6 +171,7 @@ def _refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
             "protocol='report' restarts the schedule, which a scheduler passed in optimizers=(...) cannot; "
             "set lr_scheduler_type in TrainingArguments instead, or protocol='none'"
         )
+    check_blocks(trainer.model, family_of(trainer.model))
 
 
 class _Run:
