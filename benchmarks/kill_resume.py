@@ -20,6 +20,7 @@ import random
 import runpy
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -72,10 +73,18 @@ def job(run_dir: str) -> None:
     from aiether.training.config import resolve
 
     torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     if (Path(run_dir) / run.CONFIG).exists():
         run.resume(run_dir)
     else:
         run.train(resolve("recommended", {}, {**SETTINGS, "output_dir": run_dir}))
+
+
+def prepare_data() -> None:
+    """Into the cache of prepared data, so that no process of the comparison does it."""
+    from aiether.data import DataConfig, prepare
+
+    prepare(DataConfig(vocab_size=SETTINGS["vocab_size"]))
 
 
 def start(run_dir: Path) -> Any:
@@ -108,7 +117,7 @@ def kill_after(run_dir: Path, run: int, seconds: float) -> Kill | None:
         return None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    if process.exitcode == 0:  # it ended in the same moment
+    if (run_dir / "report.html").exists():  # the last thing that a run writes: it ended in the same moment
         return None
     rows = records(run_dir / "metrics.jsonl")
     checkpoints = sorted(path.parent.name for path in run_dir.glob("checkpoints/step-*/COMPLETE.json"))
@@ -150,12 +159,10 @@ def different(first: dict[str, str], second: dict[str, str]) -> list[str]:
 
 def kill_and_resume(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
     whole = folder / "whole"
-    finish(folder / "warm-up")  # prepares the data, which stays in its cache
+    prepare_data()
     seconds = finish(whole)
     expected, growths = fingerprint(whole), records(whole / "events.jsonl")
-    print(
-        f"undisturbed: {seconds:.0f} s, growths at steps {[event['step'] for event in growths]}", flush=True
-    )
+    print(f"undisturbed: {seconds:.0f} s, growths at {[event['step'] for event in growths]}", flush=True)
     chance, kills, differences = random.Random(seed), list[Kill](), list[list[str]]()
     # On average a process gets through a thirteenth of the job, less its start and what it repeats.
     longest = 2 * seconds / 13
@@ -208,15 +215,13 @@ def main() -> None:
     versions = {name: version(name) for name in ("aiether", "torch", "transformers")}
     about = {"machine": machine(), "versions": versions, **commit(), "seed": arguments.seed}
     with tempfile.TemporaryDirectory(prefix="aiether-kills-") as folder:
-        results = (
-            about | {"settings": SETTINGS} | kill_and_resume(Path(folder), arguments.kills, arguments.seed)
-        )
+        measured = kill_and_resume(Path(folder), arguments.kills, arguments.seed)
+    results = about | {"settings": SETTINGS} | measured
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(
-        f"{len(results['kills'])} kills over {results['runs']} run(s) with {len(results['growths'])} growths: "
-        f"{'equal to the undisturbed run in every bit' if results['equal'] else results['different']}"
-    )
+    verdict = "equal to the undisturbed run in every bit" if results["equal"] else results["different"]
+    job_size = f"{results['runs']} run(s) of {len(results['growths'])} growths"
+    print(f"{arguments.kills} kills over {job_size}: {verdict}")
 
 
 if __name__ == "__main__":
