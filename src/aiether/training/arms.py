@@ -98,7 +98,7 @@ def run_arm(
     if not resume:
         for record in ("metrics.jsonl", "events.jsonl"):
             (arm_dir / record).unlink(missing_ok=True)
-    train, validation = _windows(config, data, max_steps)
+    train, validation = windows(config, data, max_steps)
     trainer = build_trainer(
         config, new_model(config, data, depth), train, validation, max_steps=max_steps, output_dir=arm_dir
     )
@@ -136,7 +136,8 @@ def run_arm(
     return arm
 
 
-def _windows(config: TrainConfig, data: PackedData, max_steps: int) -> tuple[TokenWindows, TokenWindows]:
+def windows(config: TrainConfig, data: PackedData, max_steps: int) -> tuple[TokenWindows, TokenWindows]:
+    """What the run trains on, in its order, and what it is evaluated on; each holds a window or raises."""
     sequences = max_steps * config.batch_size * config.gradient_accumulation_steps
     train = TokenWindows(data.train, config.context_length, seed=config.seed, num_windows=sequences)
     available = len(data.validation) // config.context_length

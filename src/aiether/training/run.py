@@ -22,7 +22,7 @@ from aiether.data import PackedData, prepare
 from aiether.growth import GrowthConfig, growth_warnings
 from aiether.integrations import Row, write_json
 
-from .arms import ArmResult, final_depth, planned_steps, run_arm, static_steps
+from .arms import ArmResult, final_depth, planned_steps, run_arm, static_steps, windows
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .generate import generate
@@ -30,6 +30,7 @@ from .report import write_report
 
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
+REPORT = "report.html"
 BASELINE = "baseline-static"
 
 
@@ -58,7 +59,6 @@ def train(config: TrainConfig) -> RunResult:
             f"output_dir {str(run_dir)!r} holds a run already; go on with --resume {run_dir}, or name another"
         )
     check_device(config)
-    run_dir.mkdir(parents=True, exist_ok=True)
     return _execute(replace(config, output_dir=str(run_dir)), run_dir, resume=False)
 
 
@@ -75,9 +75,10 @@ def resume(run_dir: str | Path) -> RunResult:
         raise ValueError(
             f"{str(run_dir)!r} holds no run ({CONFIG} is missing); name a run folder, as in runs/NAME"
         )
-    summary = run_dir / SUMMARY
-    if summary.is_file() and json.loads(summary.read_text())["status"] == "finished":
-        raise ValueError(f"the run in {str(run_dir)!r} is finished; its report is {run_dir / 'report.html'}")
+    summary, report = run_dir / SUMMARY, run_dir / REPORT
+    status = json.loads(summary.read_text())["status"] if summary.is_file() else "killed"
+    if status == "finished" and report.is_file():
+        raise ValueError(f"the run in {str(run_dir)!r} is finished; its report is {report}")
     config = read_config(run_dir / CONFIG)
     check_device(config)
     return _execute(config, run_dir, resume=True)
@@ -93,6 +94,8 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
     with open_display(DisplaySettings.from_config(asdict(config))) as display:
         data = prepare(config, progress=display.progress)
         if not (run_dir / CONFIG).exists():
+            windows(config, data, max_steps=1)  # raises for less than a window: nothing is written yet
+            run_dir.mkdir(parents=True, exist_ok=True)
             write_json(run_dir / "environment.json", environment(data))
             write_config(
                 run_dir / CONFIG, config
@@ -145,6 +148,7 @@ def _conclude(
     status: Literal["finished", "interrupted"] = "finished" if done else "interrupted"
     if grown.status == "finished" and data.tokenizer_dir is not None:
         _write_sample(config, run_dir, grown)
+    (run_dir / REPORT).unlink(missing_ok=True)  # an interrupted run's; resume looks for the last one
     write_json(run_dir / SUMMARY, _summary(status, grown, baselines))
     return RunResult(run_dir, status, grown, baselines, write_report(run_dir))
 
