@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, Trainin
 
 from aiether import FitResult, GrowthConfig, GrowthError, RunObserver, fit
 from aiether.growth import GrowthController, GrowthPlan, block_tensors, family_of
+from aiether.integrations import GrowthCallback
 from aiether.integrations._checkpoint import CheckpointStore, Moments
 from aiether.integrations._model import compile_blocks, grow_model
 from aiether.integrations._optimizer_state import capture_moments, load_moments
@@ -410,14 +411,10 @@ def test_13_a_copy_of_a_prepared_model_counts_as_prepared(tmp_path: Path) -> Non
     assert not getattr(ours, "_is_accelerate_prepared", False)
 
 
-SEVERAL_DEVICES: list[Any] = [
-    pytest.param("is_fsdp_enabled", "FSDP", id="14-16-17-18-19-fsdp"),
-    pytest.param("is_deepspeed_enabled", "DeepSpeed", id="14-20-21-deepspeed"),
-    pytest.param("is_model_parallel", "device_map", id="model-parallel"),
-]
-
-
-@pytest.mark.parametrize(("attribute", "says"), SEVERAL_DEVICES)
+@pytest.mark.parametrize(
+    ("attribute", "says"),
+    [("is_fsdp_enabled", "FSDP"), ("is_deepspeed_enabled", "DeepSpeed"), ("is_model_parallel", "device_map")],
+)
 def test_14_to_21_a_sharded_model_is_refused(tmp_path: Path, attribute: str, says: str) -> None:
     trainer = trainer_of(tmp_path, tiny_model())
     assert getattr(trainer, attribute) is False, f"the Trainer no longer tells by {attribute}"
@@ -435,6 +432,9 @@ def test_04_and_15_several_processes_or_gpus_are_refused(
     monkeypatch.setattr(TrainingArguments, attribute, property(lambda self: 2))
     with pytest.raises(ValueError, match="one device"):
         fit(trainer, growth())
+    with pytest.raises(ValueError, match="one device"):
+        trainer.add_callback(GrowthCallback(growth()))
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
 # -- torch.compile -------------------------------------------------------------------------------------------

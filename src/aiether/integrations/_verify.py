@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from aiether.growth import Family
 
@@ -16,6 +16,15 @@ from ._model import blocks_of
 
 class GrowthError(RuntimeError):
     """The state after a growth is not what the plan promised. Training stops instead of going on wrongly."""
+
+
+def check_one_device(args: TrainingArguments) -> None:
+    """Raise ValueError if the Trainer works on several GPUs or in several processes."""
+    if args.n_gpu > 1 or args.world_size > 1:
+        raise ValueError(
+            f"growth works on one device so far (found {args.n_gpu} GPUs, {args.world_size} processes); set "
+            "CUDA_VISIBLE_DEVICES to one GPU and start one process"
+        )
 
 
 def check_blocks(model: PreTrainedModel, family: Family) -> None:

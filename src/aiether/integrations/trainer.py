@@ -37,7 +37,7 @@ from ._observer import Row, RunObserver
 from ._optimizer_state import OptimizerRecipe, capture_moments, rebind_scheduler, unwrap_optimizer
 from ._quiet import quiet_about_tied_weights, without_progress_bars
 from ._stage import Handover, Stage
-from ._verify import check_blocks
+from ._verify import check_blocks, check_one_device
 
 _NEEDS_LOSS = ("geometric", "plateau")
 
@@ -145,11 +145,7 @@ def _refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
     for backend, used in sharded.items():
         if used:
             raise ValueError(f"fit grows a whole model on one device so far, not {backend}: train without it")
-    if args.n_gpu > 1 or args.world_size > 1:
-        raise ValueError(
-            f"fit grows on one device so far (found {args.n_gpu} GPUs, {args.world_size} processes); set "
-            "CUDA_VISIBLE_DEVICES to one GPU and start one process"
-        )
+    check_one_device(args)
     if isinstance(trainer.optimizer, AcceleratedOptimizer):
         raise ValueError(
             "the Trainer was trained before, and its optimizer and schedule are used up; make a new Trainer "
