@@ -432,8 +432,8 @@ def test_04_and_15_several_processes_or_gpus_are_refused(
     monkeypatch.setattr(TrainingArguments, attribute, property(lambda self: 2))
     with pytest.raises(ValueError, match="one device"):
         fit(trainer, growth())
+    trainer.add_callback(GrowthCallback(growth()))
     with pytest.raises(ValueError, match="one device"):
-        trainer.add_callback(GrowthCallback(growth()))
         trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
