@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import aiether
 from aiether.cli import main
 from aiether.cli._main import COMMANDS
 
@@ -79,10 +80,8 @@ def test_without_a_command_the_overview_and_status_2(capsys: pytest.CaptureFixtu
 
 
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    from importlib.metadata import version
-
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"aiether {version('aiether')}\n"
+    assert capsys.readouterr().out == f"aiether {aiether.__version__}\n"
 
 
 def test_a_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,10 +316,11 @@ class _Run:
         self.stage_index += 1
         layers = self.controller.trainable(step)
         trainable = "all" if layers is None else sorted(layers)
+        self._announce({"event": "phase", "step": step, "trainable": trainable})
+
+    def _announce(self, event: Row) -> None:
         for observer in self.observers:
-            observer.on_event(
-                {"event": "phase", "step": step, "stage": self.stage_index, "trainable": trainable}
-            )
+            observer.on_event({**event, "stage": self.stage_index})
 
     # -- checkpoints ----------------------------------------------------------------------------------
 
@@ -416,6 +417,7 @@ class _Run:
         self.last = checkpoint
         for observer, saved in zip(self.observers, record.observers, strict=False):
             observer.restore(saved)
+        self._announce({"event": "resume", "step": checkpoint.step, "depth": model.config.num_hidden_layers})
 
     def _result(self, status: Literal["finished", "interrupted"], step: int) -> FitResult:
         assert self.last is not None

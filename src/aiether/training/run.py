@@ -115,6 +115,8 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
             resume=resume,
             emit=emit,
         )
+        if grown.status == "finished" and config.trigger != "never" and grown.depth < final_depth(config):
+            display.message(_stayed_small(config, grown))
         baselines: list[ArmResult] = []
         if grown.status == "finished" and config.baseline == "static":
             baselines.append(_static_baseline(config, data, run_dir, grown, emit))
@@ -126,8 +128,8 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
 def _static_baseline(
     config: TrainConfig, data: PackedData, run_dir: Path, grown: ArmResult, emit: Any
 ) -> ArmResult:
-    """The final depth from the start, for the FLOPs that the grown run took; everything else alike."""
-    arm_dir, depth = run_dir / BASELINE, final_depth(config)
+    """The depth that the run reached, from the start, for the FLOPs that it took; everything else alike."""
+    arm_dir, depth = run_dir / BASELINE, grown.depth
     return ArmResult.read(arm_dir) or run_arm(
         "static",
         config,
@@ -182,6 +184,8 @@ def _emitter(display: TrainingDisplay) -> Callable[[str, Row], None]:
                 display.growth(row)
             case "step" | "train" | "eval" | "stage":
                 display.update({"kind": kind, **row})
+            case "resume":
+                display.message(f"resumed at step {row['step']} with {row['depth']} layers")
             case "phase":
                 display.message(f"step {row['step']}: layers in training: {row['trainable']}")
 
@@ -192,6 +196,14 @@ def _describe_data(display: TrainingDisplay, data: PackedData) -> None:
     display.message(
         f"data: {data.source}, {data.num_documents:,} documents, {len(data.train):,} training and "
         f"{len(data.validation):,} validation tokens, vocabulary {data.vocab_size:,}"
+    )
+
+
+def _stayed_small(config: TrainConfig, grown: ArmResult) -> str:
+    return (
+        f"the run ended with {grown.depth} of {final_depth(config)} planned layers: the {config.trigger} "
+        "trigger did not decide again in time; the report shows what it saw (lower tau_crit and kappa_crit, "
+        "raise pg_threshold, or train longer)"
     )
 
 
