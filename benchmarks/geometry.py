@@ -196,6 +196,9 @@ def measure_all(threads: int) -> dict[str, Any]:
         "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "against_full_svd": [compare(block, count) for count in sorted({1, threads})],
         "watching": {"threads": threads, **watching},
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
     }
 
 

@@ -1,4 +1,4 @@
-"""Every test process computes on one thread: tiny models gain nothing from more, and parallel workers lose."""
+"""Every test process computes on one thread: tiny models gain nothing from more, workers lose."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Depth growth under per-block compile: no new graph without freezing, and none beyond a known number with it."""
+"""Depth growth under per-block compile: no new graph, and a known number where layers are frozen."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from aiether.integrations._model import compile_blocks
 from .tiny import tiny_model, tiny_trainer
 
 GRAPHS_WITH_FREEZING = 3
-"""`requires_grad` of weights and input is part of a graph's guards, so the report's protocol adds three: a new
-layer on frozen embeddings, a frozen layer with a gradient passing through, and a frozen layer in evaluation."""
+"""`requires_grad` of weights and input is part of a graph's guards, so the report's protocol adds three: a
+new layer on frozen embeddings, a frozen layer that passes a gradient on, a frozen layer in evaluation."""
 
 
 @pytest.fixture
@@ -79,7 +79,9 @@ def test_growth_makes_no_new_graph_in_training_or_evaluation(
 def test_freezing_adds_a_known_number_of_graphs_once(tmp_path: Path, graphs: Callable[[], int]) -> None:
     plain = fit(tiny_trainer(tmp_path / "plain"), growth(), compile=True)
     without = graphs()
-    frozen = growth(protocol="report", isolated_warmup_steps=1, placement="front", growth_fractions=(0.2, 0.6))
+    frozen = growth(
+        protocol="report", isolated_warmup_steps=1, placement="front", growth_fractions=(0.2, 0.6)
+    )
     result = fit(tiny_trainer(tmp_path / "frozen"), frozen, compile=True)
     assert plain.num_growths == 3
     assert result.num_growths == 2

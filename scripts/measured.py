@@ -1,0 +1,66 @@
+"""Writes the README's measured figures from the JSON in benchmarks/results, after a benchmark was rerun."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+PAGE = REPOSITORY / "README.md"
+RESULTS = REPOSITORY / "benchmarks" / "results"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def table() -> str:
+    """One row a claim: what, figure, the command that reruns it."""
+    rows = [_demo(), _geometry(), _watching(), _kills()]
+    return "\n".join(["| What | Measured | Rerun |", "|---|---|---|", *rows])
+
+
+def page_with_table(page: str) -> str:
+    """The page with what lies between its two markers replaced by the current table."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _demo() -> str:
+    demo = _read("demo")
+    grown, static = demo["grown"], demo["static"]
+    growths = ", ".join(f"{g['depth_before']} to {g['depth_after']} at {g['step']}" for g in demo["growths"])
+    figure = (
+        f"{grown['depth']} layers: {grown['eval_loss']:.3f} nats grown ({growths} of {grown['steps']} "
+        f"steps), {static['eval_loss']:.3f} static at the same {grown['flops']:.2g} FLOPs; nothing tuned for either, "
+        "one seed"
+    )
+    return f"| The demo, held-out loss | {figure} | `make demo` |"
+
+
+def _geometry() -> str:
+    runs = {run["threads"]: run["speedup"] for run in _read("geometry")["against_full_svd"]}
+    slowest = min(speedup[dtype]["elapsed_s"] for speedup in runs.values() for dtype in speedup)
+    figure = f"at least {int(slowest)} times NumPy's full SVD, one GPT-2-small block, 15 snapshots, same CPU"
+    return f"| Extrapolation | {figure} | `python benchmarks/geometry.py` |"
+
+
+def _watching() -> str:
+    run = _read("watching")["runs"][0]
+    model = f"{run['n_layer']} layers of width {run['n_embd']}"
+    figure = f"{run['median_overhead']:.1%} of training time, {model}, CPU"
+    return f"| Watching | {figure} | `python benchmarks/watching.py` |"
+
+
+def _kills() -> str:
+    kills = _read("kill_resume")
+    outcome = "equal to the undisturbed run in every bit" if kills["equal"] else "not equal"
+    figure = f"{len(kills['kills'])} random `kill -9`, {len(kills['growths'])} growths: {outcome}"
+    return f"| Resume | {figure} | `python benchmarks/kill_resume.py` |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
