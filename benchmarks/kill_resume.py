@@ -144,12 +144,13 @@ def without_timings(value: Any) -> Any:
 
 
 def fingerprint(run_dir: Path) -> dict[str, str]:
-    """SHA-256 of each thing that must not depend on kills: weights, layer states, records less timings."""
+    """SHA-256 of each thing that must not depend on kills: weights, layer states, records but for times and resumes."""
     files = [Path("final/model.safetensors"), Path("samples.jsonl"), Path("lineage.json")]
     files += [path.relative_to(run_dir) for path in sorted(run_dir.glob("layers/*/*.safetensors"))]
     contents = {str(path): (run_dir / path).read_bytes() for path in files}
     for name in ("metrics.jsonl", "events.jsonl"):
-        contents[name] = json.dumps(without_timings(records(run_dir / name))).encode()
+        rows = [row for row in records(run_dir / name) if row.get("event") != "resume"]
+        contents[name] = json.dumps(without_timings(rows)).encode()
     return {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 
 
