@@ -296,6 +296,14 @@ def test_resume_with_another_budget_is_refused(tmp_path: Path) -> None:
         run(tmp_path, growth(), max_steps=30, resume=True)
 
 
+@pytest.mark.parametrize(("first", "then"), [("adamw_torch", "sgd"), ("sgd", "adamw_torch")])
+def test_resume_with_another_optimizer_is_refused(tmp_path: Path, first: str, then: str) -> None:
+    with pytest.raises(RuntimeError, match="crash"):
+        run(tmp_path, growth(), Watch(7), optim=first)
+    with pytest.raises(ValueError, match="the moments of"):
+        run(tmp_path, growth(), optim=then, resume=True)
+
+
 def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
     assert run(tmp_path, growth(), resume=True).step == 24
 

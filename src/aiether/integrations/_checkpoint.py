@@ -64,6 +64,7 @@ class RunRecord:
     pending_event: dict[str, Any] | None = None  # a growth whose loss after it is not measured yet
     new_layers: list[int] = field(default_factory=list)
     snapshot_steps: list[int] = field(default_factory=list)
+    optimizer: str | None = None  # class of the optimizer that the moments belong to
     optimizer_groups: list[list[str]] | None = None  # names by group of an optimizer that the user built
     observers: list[dict[str, Any]] = field(default_factory=list)
 

@@ -98,6 +98,7 @@ class GrowthCallback(TrainerCallback):
                 frozen=sorted(new for name in frozen for new in growth.renames[name]),
                 scheduler={"restart_step": None, "state": scheduler_state(kwargs["lr_scheduler"])},
                 new_layers=list(self.decision.plan.new_layers),
+                optimizer=type(optimizer).__name__,
             ),
         )
         self.grown_checkpoint = checkpoint.path

@@ -201,6 +201,7 @@ class _Run:
         self.frozen = frozen_names(model)
         self.recipe = None if trainer.optimizer is None else OptimizerRecipe.of(self.trainer.optimizer, model)
         self.user_scheduler: Any = trainer.lr_scheduler
+        self.optimizer_class: str | None = None
         self.handover = Handover()
         self.stage_index = 0
         self.train_seconds = 0.0
@@ -282,6 +283,13 @@ class _Run:
             trainer.create_optimizer()
         elif self.last is not None and self.last.step > 0:  # until then the user's own serves
             trainer.optimizer = self.recipe.build(model)
+        name = type(unwrap_optimizer(trainer.optimizer)).__name__
+        if self.optimizer_class not in (None, name):
+            raise ValueError(
+                f"the checkpoint holds the moments of {self.optimizer_class}, the optimizer is now {name}, "
+                "which would not use them; resume with the optimizer of the first start"
+            )
+        self.optimizer_class = name
         if self.user_scheduler is not None:
             rebind_scheduler(self.user_scheduler, unwrap_optimizer(trainer.optimizer))
             trainer.lr_scheduler = self.user_scheduler
@@ -354,6 +362,7 @@ class _Run:
             pending_event=handover.pending_event,
             new_layers=list(handover.new_layers),
             snapshot_steps=list(trajectory.steps),
+            optimizer=self.optimizer_class,
             optimizer_groups=self.recipe and [list(names) for names, _ in self.recipe.groups],
             observers=[observer.state() for observer in self.observers],
         )
@@ -404,6 +413,7 @@ class _Run:
         self.controller.load_state_dict(
             record.controller, self.store.read_snapshot, device=self.trainer.args.device
         )
+        self.optimizer_class = record.optimizer
         self.saved_snapshots = set(record.snapshot_steps)
         self.frozen = frozenset(record.frozen)
         self.stage_index, self.train_seconds = checkpoint.stage, record.train_seconds
