@@ -144,7 +144,7 @@ def without_timings(value: Any) -> Any:
 
 
 def fingerprint(run_dir: Path) -> dict[str, str]:
-    """SHA-256 of each thing that must not depend on kills: weights, layer states, records but for times and resumes."""
+    """SHA-256 of each thing that kills must not change: weights, layer states, records but for times."""
     files = [Path("final/model.safetensors"), Path("samples.jsonl"), Path("lineage.json")]
     files += [path.relative_to(run_dir) for path in sorted(run_dir.glob("layers/*/*.safetensors"))]
     contents = {str(path): (run_dir / path).read_bytes() for path in files}

@@ -89,13 +89,14 @@ def whole(run_job: Job, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing stopped."""
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     assert run_job(run_dir) == 0
-    growths = [event["depth_after"] for event in read_rows(run_dir / "events.jsonl")]
+    growths = [event["depth_after"] for event in read_rows(run_dir / "events.jsonl", "growth")]
     assert growths == [2, 4], "the job must grow twice, or the kills would not test growth"
     return run_dir
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read_rows(path: Path, *kinds: str) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [row for row in rows if row.get("kind", row.get("event")) in kinds]
 
 
 def without_timings(value: Any) -> Any:
@@ -104,11 +105,14 @@ def without_timings(value: Any) -> Any:
     return [without_timings(entry) for entry in value] if isinstance(value, list) else value
 
 
-def assert_same_run(actual: Path, expected: Path) -> None:
-    """Every weight, record and layer state is the same; only times may differ."""
+def assert_resumed_to_the_same(actual: Path, expected: Path) -> None:
+    """Every weight, record and layer state is the same; only times and the note of a resume differ."""
+    resumes = [row["step"] for path in actual.rglob("events.jsonl") for row in read_rows(path, "resume")]
+    assert resumes, "it started over instead of resuming"
+    assert min(resumes) > 0
     for arm in (".", "baseline-static"):
-        for name in ("metrics.jsonl", "events.jsonl"):
-            rows = [without_timings(read_rows(run / arm / name)) for run in (actual, expected)]
+        for name, kinds in {"metrics.jsonl": ("train", "eval"), "events.jsonl": ("growth", "phase")}.items():
+            rows = [without_timings(read_rows(run / arm / name, *kinds)) for run in (actual, expected)]
             assert rows[0] == rows[1], f"{arm}/{name}"
         for name in ("result.json", "lineage.json"):
             records = [
@@ -143,7 +147,7 @@ def test_killed_again_and_again(kills: tuple[str, ...], run_job: Job, whole: Pat
         assert run_job(run_dir, kill) == -signal.SIGKILL, kill
         assert not (run_dir / "summary.json").exists()
     assert run_job(run_dir) == 0
-    assert_same_run(run_dir, whole)
+    assert_resumed_to_the_same(run_dir, whole)
 
 
 def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(
@@ -161,7 +165,7 @@ def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(
     assert 10 <= summary["steps"] < STEPS
     assert list((run_dir / "checkpoints").glob(f"step-{summary['steps']:08d}-stage-*/COMPLETE.json"))
     assert run_job(run_dir) == 0
-    assert_same_run(run_dir, whole)
+    assert_resumed_to_the_same(run_dir, whole)
 
 
 def start_cli(settings: dict[str, Any], run_dir: Path) -> subprocess.Popen[str]:
