@@ -356,3 +356,12 @@ def test_data_that_cannot_be_used_leaves_no_run_folder(
     with pytest.raises(ValueError, match="less than one window"):
         job.train(config(context_length=10_000))
     assert not (tmp_path / "run").exists()
+
+
+def test_no_growth_after_the_last_step(data: dict[str, str], tmp_path: Path) -> None:
+    settings = GROWING | data | {"output_dir": str(tmp_path / "run"), "baseline": "none"}
+    settings |= {"max_steps": 8, "warmup_steps": 8, "latest_growth": 1.0}
+    result = job.train(resolve(None, {}, settings))
+    (evaluation,) = [row for row in Run(result.run_dir, {}).kind("eval") if row["step"] == 8]
+    assert evaluation["stagnation"] >= 1, "the trigger must be about to grow, or this shows nothing"
+    assert result.grown.depth == evaluation["depth"] == 1

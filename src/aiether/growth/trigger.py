@@ -127,6 +127,8 @@ def _limit(config: GrowthConfig, obs: Observation) -> str | None:
         return f"has its final depth of {obs.depth} layers"
     if obs.step > _step_at(config.latest_growth, obs.total_steps):
         return f"too late: past {config.latest_growth:.0%} of {obs.total_steps} steps (latest_growth)"
+    if obs.step >= obs.total_steps:
+        return "too late: no step is left to train new layers"
     if config.protocol_steps and obs.step + config.protocol_steps >= obs.total_steps:
         return (
             f"too late: {config.protocol_steps} steps of isolated warm-up would not end before the run does"
