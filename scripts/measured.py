@@ -34,9 +34,8 @@ def _demo() -> str:
     grown, static = demo["grown"], demo["static"]
     growths = ", ".join(f"{g['depth_before']} to {g['depth_after']} at {g['step']}" for g in demo["growths"])
     figure = (
-        f"{grown['depth']} layers: {grown['eval_loss']:.3f} nats grown ({growths} of {grown['steps']} "
-        f"steps), {static['eval_loss']:.3f} static at the same {grown['flops']:.2g} FLOPs; nothing tuned for either, "
-        "one seed"
+        f"{grown['depth']} layers after {grown['flops']:.2g} FLOPs: {grown['eval_loss']:.3f} nats grown "
+        f"({growths} of {grown['steps']} steps), {static['eval_loss']:.3f} static; nothing tuned, one seed"
     )
     return f"| The demo, held-out loss | {figure} | `make demo` |"
 

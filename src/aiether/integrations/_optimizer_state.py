@@ -143,5 +143,6 @@ def scheduler_state(scheduler: Any) -> dict[str, Any]:
 def load_scheduler(scheduler: Any, optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Continue a schedule on fresh groups: the state, and the learning rate that it last set."""
     scheduler.load_state_dict(state)
-    for group, lr in zip(optimizer.param_groups, state.get("_last_lr", ()), strict=False):
-        group["lr"] = torch.tensor(lr) if isinstance(group["lr"], Tensor) else lr
+    if "_last_lr" in state:
+        for group, lr in zip(optimizer.param_groups, state["_last_lr"], strict=True):
+            group["lr"] = torch.tensor(lr) if isinstance(group["lr"], Tensor) else lr

@@ -425,8 +425,9 @@ class _Run:
             new_layers=tuple(record.new_layers),
         )
         self.last = checkpoint
-        for observer, saved in zip(self.observers, record.observers, strict=False):
-            observer.restore(saved)
+        if record.observers:  # none in a checkpoint that the callback wrote
+            for observer, saved in zip(self.observers, record.observers, strict=True):
+                observer.restore(saved)
         self._announce({"event": "resume", "step": checkpoint.step, "depth": model.config.num_hidden_layers})
 
     def _result(self, status: Literal["finished", "interrupted"], step: int) -> FitResult:
