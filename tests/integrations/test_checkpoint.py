@@ -92,3 +92,15 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     (checkpoint.path / STATE).write_text(json.dumps(content | {"format": 99}))
     with pytest.raises(ValueError, match="format 99"):
         checkpoint.read_record()
+
+
+def test_what_a_killed_process_left_half_written_or_half_deleted_goes_with_the_next_write(
+    tmp_path: Path,
+) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    kept = write(store, 5)
+    for name in (".step-00000006-stage-000.tmp", ".step-00000004-stage-000.old"):
+        (store.directory / name).mkdir()
+    assert store.latest() == kept
+    newer = write(store, 7)
+    assert [path.name for path in store.directory.iterdir()] == [newer.path.name]

@@ -131,7 +131,8 @@ class CheckpointStore:
         """Write one checkpoint; on return it is on the disk, and older ones beyond `keep` are gone."""
         final = self.directory / f"step-{step:08d}-stage-{stage:03d}"
         temporary = self.directory / f".{final.name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left_over in self.directory.glob(".step-*"):  # of a process that was killed
+            shutil.rmtree(left_over)
         temporary.mkdir(parents=True)
         save_model(temporary)
         flat = {
@@ -164,7 +165,9 @@ class CheckpointStore:
         kept = self.complete()
         if self.keep is not None:
             for checkpoint in kept[: -self.keep]:
-                shutil.rmtree(checkpoint.path)
+                doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.old")
+                checkpoint.path.rename(doomed)  # first out of sight: a kill leaves no half of a checkpoint
+                shutil.rmtree(doomed)
             kept = kept[-self.keep :]
         needed = {step for c in kept for step in c.read_record().snapshot_steps}
         for path in self.snapshots.iterdir() if self.snapshots.is_dir() else ():

@@ -346,6 +346,8 @@ class _Run:
         self._save(step, live)
 
     def _save(self, step: int, handover: Handover | None = None) -> None:
+        if self.last is not None and (self.last.step, self.last.stage) == (step, self.stage_index):
+            return  # resumed at this very point: what lies there is complete
         handover = handover or self.handover
         trajectory = self.controller.trajectory
         for snapshot_step in trajectory.steps:
