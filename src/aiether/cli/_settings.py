@@ -76,7 +76,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "growth": {
         "placement": "Where new layers go: the whole stack again, each beside its source, on top, "
-        "or before the last layer (front).",
+        "or below the lowest layer (front).",
         "grow_by": "Layers per growth; double doubles, max grows to the end at once.",
         "grow_to": "Depths to grow to, in order; wins over grow_by.",
         "max_layers": "The planned final depth. None: the last of grow_to, else twice n_layer.",
