@@ -81,7 +81,7 @@ def test_what_cannot_work_is_refused_with_what_is_allowed(settings: dict[str, An
         ({"k_subspace": "auto"}, []),
         ({"tau_crit": 4.0, "kappa_crit": 0.1}, ["tau_crit", "kappa_crit"]),
         ({"tau_crit": 0.5, "thresholds": "normalised"}, []),
-        ({"beta0": 1.0, "scale": "displacement"}, []),
+        ({"beta0": 1.0, "scale": "displacement"}, ["beta0"]),
         ({"pg_patience": 20, "history_window_size": 30}, ["pg_patience", "history_window_size"]),
         ({"isolated_warmup_steps": 100}, ["isolated_warmup_steps"]),
         ({"isolated_warmup_steps": 100, "protocol": "none"}, []),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from aiether.growth import GrowthConfig
 from aiether.integrations import FitResult, GrowthError, Row, RunObserver, _model, fit
@@ -268,6 +268,7 @@ def test_what_the_user_froze_stays_frozen_in_copies_too(tmp_path: Path) -> None:
     ("settings", "config", "says"),
     [
         ({"torch_compile": True}, growth(), "compile=True"),
+        ({"ignore_data_skip": True}, growth(), "ignore_data_skip"),
         ({"load_best_model_at_end": True, "save_steps": 2}, growth(), "load_best_model_at_end"),
         ({"eval_strategy": "no"}, growth(trigger="geometric"), "eval_strategy"),
         ({"save_strategy": "best", "metric_for_best_model": "loss"}, growth(), "save_strategy"),
@@ -321,3 +322,18 @@ def test_a_new_tensor_without_gradient_stops_the_run(tmp_path: Path, monkeypatch
     monkeypatch.setattr(_model, "build_model", detached)
     with pytest.raises(GrowthError, match="no gradient"):
         run(tmp_path, growth(init="copy"))
+
+
+def test_growth_in_bfloat16_keeps_what_is_computed_in_float32(tmp_path: Path) -> None:
+    """A Llama's rotary frequencies are no parameter: cast with the weights, they change the function."""
+    tiny_model("llama").save_pretrained(tmp_path / "small")
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.bfloat16)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert before["model.rotary_emb.inv_freq"].dtype == torch.float32
+    result = fit(tiny_trainer(tmp_path, model), growth(init="copy"))
+    after = dict(result.model.named_buffers())
+    assert result.depth == 8
+    assert {p.dtype for p in result.model.parameters()} == {torch.bfloat16}
+    for name, buffer in before.items():
+        assert after[name].dtype == buffer.dtype
+        assert torch.equal(after[name], buffer)

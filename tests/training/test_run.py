@@ -358,6 +358,32 @@ def test_data_that_cannot_be_used_leaves_no_run_folder(
     assert not (tmp_path / "run").exists()
 
 
+def test_data_that_changed_since_the_start_are_refused(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = write_corpus(tmp_path / "own.txt")
+    settings = config(dataset_path=str(text))
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "run_arm", fail)
+        with pytest.raises(OSError, match="no space"):
+            job.train(settings)
+    text.write_text(text.read_text().upper())
+    with pytest.raises(ValueError, match="has changed since the run started"):
+        job.resume(str(settings.output_dir))
+
+
+def test_bf16_on_a_machine_without_accelerator_trains_on_the_cpu(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert job.train(config(device="auto", bf16=True, max_steps=4)).status == "finished"
+
+
 def test_no_growth_after_the_last_step(data: dict[str, str], tmp_path: Path) -> None:
     settings = GROWING | data | {"output_dir": str(tmp_path / "run"), "baseline": "none"}
     settings |= {"max_steps": 8, "warmup_steps": 8, "latest_growth": 1.0}

@@ -167,12 +167,9 @@ class GrowthConfig:
     def out_of_range(self) -> list[str]:
         """Warnings for values outside the ranges that the reference documents (report, Table 1, and README).
 
-        Its ranges are for raw thresholds and for terms of unit length: settings that mean something else
-        under `thresholds="normalised"` or `scale="displacement"` are not compared with them.
+        Its ranges of thresholds are for raw ones: normalised ones are not compared with them.
         """
-        ranges: dict[str, tuple[float, float]] = dict(_SPECTRAL_RANGES)
-        if self.scale == "unit":
-            ranges |= _GAIN_RANGES
+        ranges: dict[str, tuple[float, float]] = _GAIN_RANGES | _SPECTRAL_RANGES
         if self.thresholds == "raw" and self.trigger == "geometric":
             ranges |= _TRIGGER_RANGES
         if self.protocol == "report":

@@ -162,9 +162,9 @@ def growth_warnings(config: GrowthConfig, *, total_steps: int) -> list[str]:
         last = min(last, total_steps - config.protocol_steps - 1)
     if first > last:
         return [
-            f"the model cannot grow in {total_steps} steps: the first growth could be at step {first}, the "
-            f"last at {last}; train longer, or lower warmup_steps, collect_interval_steps or "
-            "isolated_warmup_steps"
+            f"the model cannot grow in {total_steps} steps: the first growth could be at step {first}, "
+            f"{f'the last at {last}' if last > 0 else 'and its warm-up would outlast the run'}; "
+            "train longer, or lower warmup_steps, collect_interval_steps or isolated_warmup_steps"
         ]
     if config.init == "geometric" and first < history:
         return [

@@ -27,7 +27,9 @@ def build_model(previous: PreTrainedModel, state: TrainingState) -> PreTrainedMo
             setattr(config, key, value)
     with torch.random.fork_rng(), torch.device(previous.device):
         model = type(previous)(config)
-    nn.Module.to(model, dtype=previous.dtype)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in state.tensors:  # others (rotary frequencies) keep the precision they are made in
+            tensor.data = tensor.data.to(state.tensors[name].dtype)
     model.load_state_dict(state.tensors, strict=True)
     model.generation_config = previous.generation_config
     model.loss_type = previous.loss_type

@@ -68,7 +68,8 @@ def fit(
 
     The Trainer keeps its data, loss, arguments, logging and callbacks. Steps, schedule, optimizer moments
     (by parameter name) and the data position are carried through every growth; the random generators are
-    seeded from (seed, step) at every step, so that a resumed run continues bit-equal on a CPU.
+    seeded from (seed, step) at every step, so that a resumed run continues bit-equal on a CPU (if the data
+    itself draws no random numbers as it is loaded).
 
     Parameters
     ----------
@@ -96,6 +97,8 @@ def fit(
     """
     config = _growth_config(trainer, growth)
     _refuse_unsupported(trainer, config)
+    for callback in _growth_callbacks(trainer):  # they act on their own only in a bare trainer.train()
+        trainer.remove_callback(callback)
     with catch_interrupts() as interrupted:
         run = _Run(
             trainer,
@@ -109,9 +112,7 @@ def fit(
 
 
 def _growth_config(trainer: Trainer, growth: GrowthConfig | str | None) -> GrowthConfig:
-    carried = [c for c in trainer.callback_handler.callbacks if isinstance(c, GrowthCallback)]
-    for callback in carried:  # it acts on its own only in a bare trainer.train()
-        trainer.remove_callback(callback)
+    carried = _growth_callbacks(trainer)
     if isinstance(growth, GrowthConfig):
         return growth
     if growth is None and carried:
@@ -122,6 +123,10 @@ def _growth_config(trainer: Trainer, growth: GrowthConfig | str | None) -> Growt
             f"growth={name!r} is no preset; choose one of {sorted(GROWTH_PRESETS)} or pass a GrowthConfig"
         )
     return GrowthConfig(**GROWTH_PRESETS[name])
+
+
+def _growth_callbacks(trainer: Trainer) -> list[GrowthCallback]:
+    return [c for c in trainer.callback_handler.callbacks if isinstance(c, GrowthCallback)]
 
 
 def _refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
@@ -150,6 +155,10 @@ def _refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
         raise ValueError(
             "the Trainer was trained before, and its optimizer and schedule are used up; make a new Trainer "
             "with the same arguments (fit(trainer, resume=True) then goes on from fit's newest checkpoint)"
+        )
+    if args.ignore_data_skip:
+        raise ValueError(
+            "ignore_data_skip=True would show the same data again after every growth; set it to False"
         )
     if args.load_best_model_at_end:
         raise ValueError("load_best_model_at_end would load a model of another depth; set it to False")
@@ -234,7 +243,7 @@ class _Run:
             )
             if stage.decision is not None:
                 self._grow(stage.decision, stage.last_evaluation, step)
-            elif step < self.total_steps and not self.interrupted:
+            elif step < self.total_steps and self.controller.next_phase_step(step - 1) == step:
                 self._next_phase(step)
             self._save(step)
             if step >= self.total_steps or self.interrupted:
@@ -266,14 +275,17 @@ class _Run:
         self.stage = stage
         callback = StageCallback(stage)
         trainer.add_callback(callback)
-        trainer.args.eval_on_start = self.handover.pending_event is not None
+        wanted = trainer.args.eval_on_start
+        trainer.args.eval_on_start = self.handover.pending_event is not None or (
+            wanted and not self.last.step
+        )
         set_seed(trainer.args.seed)  # the sampler's order derives from it: the same in every stage
         try:
             with quiet_about_tied_weights():
                 trainer.train(resume_from_checkpoint=str(self.last.path) if self.last.step else None)
         finally:
             trainer.remove_callback(callback)
-            trainer.args.eval_on_start = False
+            trainer.args.eval_on_start = wanted
         return stage
 
     def _open_optimizer(self, model: PreTrainedModel) -> None:
@@ -342,6 +354,7 @@ class _Run:
             scheduler=self.stage.scheduler_state(),
             loss_window=self.stage.loss_window(),
             pending_event=self.handover.pending_event,
+            new_layers=self.handover.new_layers if self.stage.watch is not None else (),
         )
         self._save(step, live)
 

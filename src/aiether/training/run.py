@@ -27,8 +27,10 @@ from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .generate import generate
 from .report import write_report
+from .trainer import build_arguments
 
 CONFIG = "config.yaml"
+ENVIRONMENT = "environment.json"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 BASELINE = "baseline-static"
@@ -93,13 +95,10 @@ def check_device(config: TrainConfig) -> None:
 def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
     with open_display(DisplaySettings.from_config(asdict(config))) as display:
         data = prepare(config, progress=display.progress)
-        if not (run_dir / CONFIG).exists():
-            windows(config, data, max_steps=1)  # raises for less than a window: nothing is written yet
-            run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(run_dir / "environment.json", environment(data))
-            write_config(
-                run_dir / CONFIG, config
-            )  # last: from here on the folder is a run that can be resumed
+        if resume:
+            _check_same_data(run_dir, data)
+        else:
+            _open_folder(config, data, run_dir)
         _describe_data(display, data)
         for message in growth_warnings(config, total_steps=planned_steps(config, data)):
             display.message(f"warning: {message}")
@@ -123,6 +122,25 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
         result = _conclude(config, data, run_dir, grown, tuple(baselines))
         display.finish(_closing(result))
     return result
+
+
+def _open_folder(config: TrainConfig, data: PackedData, run_dir: Path) -> None:
+    """Make the run folder, after everything that can be refused has been."""
+    windows(config, data, max_steps=1)
+    build_arguments(config, max_steps=1, output_dir=run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / ENVIRONMENT, environment(data))
+    write_config(run_dir / CONFIG, config)  # last: from here on the folder is a run that can be resumed
+
+
+def _check_same_data(run_dir: Path, data: PackedData) -> None:
+    """Other tokens under the same embeddings would train on, only worse, and without a word."""
+    started_on = json.loads((run_dir / ENVIRONMENT).read_text())["data"]["fingerprint"]
+    if data.fingerprint != started_on:
+        raise ValueError(
+            f"the data of {str(run_dir)!r} has changed since the run started (fingerprint {started_on[:12]}, "
+            f"now {data.fingerprint[:12]}): restore {data.source}, or start a new run"
+        )
 
 
 def _static_baseline(
@@ -200,10 +218,10 @@ def _describe_data(display: TrainingDisplay, data: PackedData) -> None:
 
 
 def _stayed_small(config: TrainConfig, grown: ArmResult) -> str:
+    advice = " (lower tau_crit and kappa_crit, or train longer)" if config.trigger == "geometric" else ""
     return (
         f"the run ended with {grown.depth} of {final_depth(config)} planned layers: the {config.trigger} "
-        "trigger did not decide again in time; the report shows what it saw (lower tau_crit and kappa_crit, "
-        "raise pg_threshold, or train longer)"
+        f"trigger found no further growth in time; the report shows what it saw{advice}"
     )
 
 

@@ -61,17 +61,11 @@ def scheduler_settings(config: TrainConfig, num_training_steps: int) -> tuple[st
     return config.schedule, {}
 
 
-def build_trainer(
-    config: TrainConfig,
-    model: PreTrainedModel,
-    train: TokenWindows,
-    validation: TokenWindows,
-    *,
-    max_steps: int,
-    output_dir: Path,
-) -> PretrainingTrainer:
-    """A silent Trainer (the display is ours) over windows that come in their own stateless order."""
-    arguments = TrainingArguments(
+def build_arguments(config: TrainConfig, *, max_steps: int, output_dir: Path) -> TrainingArguments:
+    """transformers' arguments for a run; it refuses here what the device cannot do."""
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    use_cpu = config.device == "cpu" or (config.device == "auto" and not accelerated)
+    return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=max_steps,
         per_device_train_batch_size=config.batch_size,
@@ -90,17 +84,29 @@ def build_trainer(
         save_total_limit=config.keep_checkpoints,
         seed=config.seed,
         bf16=config.bf16,
-        use_cpu=config.device == "cpu",
-        dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        use_cpu=use_cpu,
+        dataloader_pin_memory=torch.cuda.is_available() and not use_cpu,
         prediction_loss_only=True,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
     )
+
+
+def build_trainer(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    train: TokenWindows,
+    validation: TokenWindows,
+    *,
+    max_steps: int,
+    output_dir: Path,
+) -> PretrainingTrainer:
+    """A silent Trainer (the display is ours) over windows that come in their own stateless order."""
     trainer = PretrainingTrainer(
         config,
         model=model,
-        args=arguments,
+        args=build_arguments(config, max_steps=max_steps, output_dir=output_dir),
         train_dataset=train,
         eval_dataset=validation,
     )
