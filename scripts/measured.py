@@ -50,7 +50,9 @@ def _geometry() -> str:
 def _watching() -> str:
     run = _read("watching")["runs"][0]
     model = f"{run['n_layer']} layers of width {run['n_embd']}"
-    figure = f"{run['median_overhead']:.1%} of training time, {model}, CPU"
+    figure = (
+        f"{run['median_share_inside_watching']:.2%} of training time is spent inside its calls ({model}, CPU)"
+    )
     return f"| Watching | {figure} | `python benchmarks/watching.py` |"
 
 
