@@ -137,9 +137,8 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     for run in result["runs"]:
         share, spread = run["median_share_inside_watching"], run["overhead"]
-        print(
-            f"watching {run['n_layer']} layers of width {run['n_embd']}: {share:.2%} of the time inside its calls"
-        )
+        model = f"{run['n_layer']} layers of width {run['n_embd']}"
+        print(f"watching {model}: {share:.2%} of the time inside its calls")
         print(f"between paired runs {min(spread):+.1%} to {max(spread):+.1%}, other load included")
 
 
