@@ -239,7 +239,11 @@ def test_a_growth_at_the_latest_moment_is_in_time(total_steps: int) -> None:
     ("settings", "total_steps", "warning"),
     [
         ({}, 10_000, None),
-        ({}, 400, "cannot grow in 400 steps: the first growth could be at step 400, the last at -1"),
+        (
+            {},
+            400,
+            "could be at step 400, and its warm-up would outlast the run",
+        ),
         ({"protocol": "none"}, 499, "the first growth could be at step 400, the last at 399"),
         ({"protocol": "none"}, 500, None),
         ({"warmup_steps": 0}, 700, "first growth could be at step 300, the last at 299"),
