@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from .muon import BatchedMuon
 
 OptimizerName = Literal["adamw", "muon"]
 
 
 class MuonAdamW(Optimizer):
-    """torch.optim.Muon on some groups, torch.optim.AdamW on the others, behind one Optimizer interface.
+    """Muon on some groups, torch.optim.AdamW on the others, behind one Optimizer interface.
 
     Groups carry `algorithm` ("muon" or "adamw"). The two inner optimizers borrow this one's groups and state
     (the same objects), so that schedulers, `load_state_dict` and name-keyed state see one optimizer.
@@ -25,7 +27,7 @@ class MuonAdamW(Optimizer):
 
     def _link(self) -> None:
         self._inner: list[Optimizer] = []
-        for algorithm, cls in (("muon", Muon), ("adamw", AdamW)):
+        for algorithm, cls in (("muon", BatchedMuon), ("adamw", AdamW)):
             groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
             if groups:
                 inner = cls([nn.Parameter(torch.zeros(1, 1))])
@@ -49,7 +51,7 @@ class MuonAdamW(Optimizer):
 
 def _with_defaults(group: dict[str, Any]) -> dict[str, Any]:
     """Fill a group with every setting that its algorithm's kernel reads, taken from torch's own defaults."""
-    cls = {"muon": Muon, "adamw": AdamW}[group["algorithm"]]
+    cls = {"muon": BatchedMuon, "adamw": AdamW}[group["algorithm"]]
     defaults = cls([nn.Parameter(torch.zeros(1, 1))]).defaults
     return {**defaults, **group}
 
