@@ -40,9 +40,7 @@ def test_it_steps_as_torch_does_up_to_the_rounding_of_bfloat16(adjust_lr_fn: str
     for start, mine, reference in zip(before, ours, theirs, strict=True):
         moved = (reference - start).norm()
         assert (mine - reference).norm() < 0.02 * moved
-        assert torch.equal(
-            batched.state[mine]["momentum_buffer"], plain.state[reference]["momentum_buffer"]
-        )
+        assert torch.equal(batched.state[mine]["momentum_buffer"], plain.state[reference]["momentum_buffer"])
 
 
 def test_the_iteration_keeps_singular_vectors_and_brings_singular_values_near_one() -> None:

@@ -108,9 +108,9 @@ class Trajectory:
             # Forgotten before its memory is reused: an interrupt in the copying then leaves a valid window.
             del self._steps[0]
         row = self._count % self.window_size
-        for name, value in values.items():
-            ring = self._rings[name]
-            ring.rows[row].view(ring.shape).copy_(value)
+        places = [self._rings[name].rows[row].view(self._rings[name].shape) for name in values]
+        # On a GPU a few launches, not one a tensor.
+        torch._foreach_copy_(places, list(values.values()))  # pyright: ignore[reportPrivateImportUsage]
         self._steps.append(step)
         self._count += 1
 
@@ -128,9 +128,9 @@ class Trajectory:
         if not selected:
             raise ValueError(f"no names given: name one or more of {self._known()}")
         total = torch.zeros(self.window_size, self.window_size, dtype=torch.float64)
-        for ring in [self._ring(name) for name in selected]:
-            with one_thread(compute_device(ring.rows)):
-                self._complete(ring)
+        rings = [self._ring(name) for name in selected]
+        self._complete(rings)
+        for ring in rings:
             total += ring.gram
         index = [number % self.window_size for number in self._velocities()]
         return total[index][:, index]
@@ -212,21 +212,25 @@ class Trajectory:
         """Numbers of the snapshots in which a velocity of the window ends."""
         return range(self._count - len(self._steps) + 1, self._count)
 
-    def _complete(self, ring: _Ring) -> None:
+    def _complete(self, rings: Sequence[_Ring]) -> None:
         """Compute the Gram rows of the velocities that arrived since the last call."""
-        pending = [number for number in self._velocities() if number >= ring.num_computed]
-        if not pending:
-            return
-        ends = [number % self.window_size for number in pending]
         num_filled = min(self._count, self.window_size)
-        products = _products(ring.rows, num_filled, ends, self._workspace(compute_device(ring.rows)))
-        for number, row in zip(pending, products, strict=True):
-            # Whole, though some entries belong to no velocity of the window: those are written again before
-            # a velocity that they belong to is in it.
-            own = number % self.window_size
-            ring.gram[own] = row
-            ring.gram[:, own] = row
-        ring.num_computed = self._count
+        computed: list[tuple[_Ring, list[int], Tensor]] = []
+        for ring in rings:
+            ends = [n % self.window_size for n in self._velocities() if n >= ring.num_computed]
+            if ends:
+                device = compute_device(ring.rows)
+                with one_thread(device):
+                    products = _products(ring.rows, num_filled, ends, self._workspace(device))
+                computed.append((ring, ends, products))
+        # Every tensor is under way before the first is waited for.
+        for ring, ends, products in computed:
+            for own, row in zip(ends, products.cpu(), strict=True):
+                # Whole, though some entries belong to no velocity of the window: those are written again
+                # before a velocity that they belong to is in it.
+                ring.gram[own] = row
+                ring.gram[:, own] = row
+            ring.num_computed = self._count
 
     def _workspace(self, device: torch.device) -> Tensor:
         if device not in self._work:
@@ -276,8 +280,8 @@ def _products(rows: Tensor, num_filled: int, ends: Sequence[int], work: Tensor) 
     """Inner products of the velocities that end in the rows `ends` with those that end in any row.
 
     `rows` is the ring (S, P) with `num_filled` rows in use, `work` a buffer (2, S, chunk length) float64.
-    Returns (len(ends), S) float64 on the CPU, in which only entries that belong to a velocity of the window
-    mean anything.
+    Returns (len(ends), S) float64 on the device of `work`, in which only entries that belong to a velocity
+    of the window mean anything.
     """
     num_rows, num_elements = rows.shape
     products = torch.zeros(len(ends), num_rows, dtype=torch.float64, device=work.device)
@@ -289,7 +293,7 @@ def _products(rows: Tensor, num_filled: int, ends: Sequence[int], work: Tensor) 
         torch.sub(position[0], position[-1], out=velocity[0])
         for product, end in zip(products, ends, strict=True):
             product.addmv_(velocity, velocity[end])
-    return products.cpu()
+    return products
 
 
 def _mapped(size: tuple[int, int], dtype: torch.dtype, directory: Path | None) -> Tensor:

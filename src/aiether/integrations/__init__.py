@@ -2,6 +2,7 @@
 
 from ._checkpoint import Checkpoint, CheckpointStore, write_json
 from ._growth_callback import GrowthCallback
+from ._head import causal_loss
 from ._observer import Row, RunObserver
 from ._quiet import without_progress_bars
 from ._verify import GrowthError
@@ -15,6 +16,7 @@ __all__ = [
     "GrowthError",
     "Row",
     "RunObserver",
+    "causal_loss",
     "fit",
     "without_progress_bars",
     "write_json",

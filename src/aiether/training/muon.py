@@ -22,9 +22,9 @@ _MAX_BATCH_ELEMENTS = 1 << 27
 class BatchedMuon(Muon):
     """torch.optim.Muon (same arguments, same state) whose step works on batches of equal shapes.
 
-    Differs from it by the rounding of bfloat16 products alone, which it uses on CUDA only. Source: Jordan et al. 2024, "Muon: an
-    optimizer for hidden layers in neural networks"; the scale `match_rms_adamw` is Liu et al. 2025,
-    "Muon is scalable for LLM training", section 2.2.
+    Differs from it by the rounding of bfloat16 products alone, which it uses on CUDA only. Source: Jordan
+    et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the scale `match_rms_adamw` is
+    Liu et al. 2025, "Muon is scalable for LLM training", section 2.2.
     """
 
     @torch.no_grad()
@@ -39,11 +39,11 @@ class BatchedMuon(Muon):
         return loss
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [gradient for parameter in parameters if (gradient := parameter.grad) is not None]
         buffers = [self._buffer(parameter) for parameter in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
         nesterov = group["nesterov"]
-        updates = torch._foreach_lerp(gradients, buffers, group["momentum"]) if nesterov else buffers
+        updates = torch._foreach_lerp(gradients, buffers, group["momentum"]) if nesterov else buffers  # pyright: ignore[reportPrivateImportUsage]
         wide = torch.stack([u if u.size(0) <= u.size(1) else u.T for u in updates])  # (N, A, B), A <= B
         directions = orthogonalise(
             wide.bfloat16() if wide.is_cuda else wide,  # processors without bfloat16 units emulate them
@@ -52,7 +52,7 @@ class BatchedMuon(Muon):
             eps=group["eps"],
         ).unbind()
         lr = float(group["lr"])
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
         for parameter, direction in zip(parameters, directions, strict=True):
             rows, columns = parameter.shape
             step = lr * _scale(rows, columns, group["adjust_lr_fn"])
@@ -61,7 +61,7 @@ class BatchedMuon(Muon):
     def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            state["momentum_buffer"] = torch.zeros_like(parameter)
         return state["momentum_buffer"]
 
 

@@ -11,6 +11,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from aiether.data import TokenWindows
 from aiether.growth import family_of
+from aiether.integrations import causal_loss
 
 from .config import TrainConfig
 from .optimizer import build_optimizer
@@ -49,6 +50,21 @@ class PretrainingTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """With `compile`, the output head and the loss are one compiled graph and no logits are returned."""
+        if not self.config.compile:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        bare: Any = self.accelerator.unwrap_model(model)
+        with self.accelerator.autocast():
+            loss = causal_loss(bare, inputs["input_ids"], inputs["labels"], num_items_in_batch)
+        return (loss, {}) if return_outputs else loss
+
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counted once a stage, with head and attention (evaluation.flops), not estimated every step
 
@@ -86,6 +102,7 @@ def build_arguments(config: TrainConfig, *, max_steps: int, output_dir: Path) ->
         bf16=config.bf16,
         use_cpu=use_cpu,
         dataloader_pin_memory=torch.cuda.is_available() and not use_cpu,
+        accelerator_config={"non_blocking": torch.cuda.is_available() and not use_cpu},
         prediction_loss_only=True,
         remove_unused_columns=False,
         disable_tqdm=True,
