@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from aiether.training.muon import BatchedMuon
 from aiether.training.optimizer import MuonAdamW, build_optimizer
 
 
@@ -63,7 +64,7 @@ def test_the_combined_optimizer_steps_as_its_two_parts_do_alone() -> None:
     matrices = apart.matrices()
     rest = [p for p in apart.parameters() if not any(p is m for m in matrices)]
     alone = [
-        torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        BatchedMuon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(
             [
                 {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.1},
