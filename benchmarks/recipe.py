@@ -71,8 +71,8 @@ class Arm:
     def growth_config(self) -> GrowthConfig:
         never = {"trigger": "never", "protocol": "none", "max_layers": self.n_layer}
         plain = {"protocol": "none", "placement": "stack", "init": "copy", "trigger": "fixed"}
-        settings = {**plain, **self.growth} if self.growth else never
-        return GrowthConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
+        settings: dict[str, Any] = {**plain, **self.growth} if self.growth else never
+        return GrowthConfig(**_with_tuples(settings))
 
 
 class Windows:
@@ -81,22 +81,20 @@ class Windows:
     def __init__(self, tokens: Tensor, context_length: int, seed: int) -> None:
         self.tokens, self.context_length, self.seed = tokens, context_length, seed
         self.num_windows = len(tokens) // context_length
+        self._epoch, self._permutation = -1, [0]
 
     def take(self, start: int, count: int) -> Tensor:
         """Windows start .. start + count of the endless order, (count, T) int64."""
-        chosen = [
-            self._order(i // self.num_windows)[i % self.num_windows] for i in range(start, start + count)
-        ]
+        places = (divmod(index, self.num_windows) for index in range(start, start + count))
+        chosen = [self._order(epoch)[offset] for epoch, offset in places]
         offsets = torch.tensor(chosen, device=self.tokens.device)[:, None] * self.context_length
         return self.tokens[offsets + torch.arange(self.context_length, device=self.tokens.device)].long()
 
     def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
-            self._epoch, self._permutation = (
-                epoch,
-                torch.randperm(self.num_windows, generator=generator).tolist(),
-            )
+            self._epoch = epoch
+            self._permutation = torch.randperm(self.num_windows, generator=generator).tolist()
         return self._permutation
 
     def spread(self, count: int) -> Tensor:
@@ -273,8 +271,11 @@ def _synchronise(device: str) -> None:
 
 def read_arms(path: Path) -> list[Arm]:
     content = json.loads(path.read_text())
-    settings = [{**content.get("base", {}), **arm} for arm in content["arms"]]
-    return [Arm(**{k: tuple(v) if isinstance(v, list) else v for k, v in arm.items()}) for arm in settings]
+    return [Arm(**_with_tuples({**content.get("base", {}), **arm})) for arm in content["arms"]]
+
+
+def _with_tuples(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
 
 
 def read_windows(path: Path, context_length: int, seed: int, device: str) -> Windows:

@@ -6,8 +6,8 @@ DIR holds train.bin and val.bin (uint16 tokens). Each figure is training seconds
 checkpoints and compiling (a short run of the same shapes goes first), and the median of `--repeats`.
 
 - grown: 3 to 6 to 12 layers at 20 % and 50 % of the steps, width 512, 64 windows of 512 tokens, bf16, through
-  `fit`, for AdamW and Muon. With --probe, a script with the interface `LOOP.py DATA_DIR OUT.jsonl CONFIG.json`
-  trains the same recipe in between, and the ratio of the two is given.
+  `fit`, for AdamW and Muon. With --probe, a script called as `LOOP.py DATA_DIR OUT.jsonl CONFIG.json` trains
+  the same recipe in between, and the ratio of the two is given.
 - gpt2: 12 layers of width 768 with 50,257 tokens, AdamW; the share of the GPU's dense bf16 peak is given.
 - watching: 12 layers of width 512 with and without the geometric trigger's snapshots and measurements.
 """
