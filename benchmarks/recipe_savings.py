@@ -1,0 +1,147 @@
+"""What growing saved: every grown run of a screening against the tuned static curve of its optimizer.
+
+    python benchmarks/recipe_savings.py RESULTS.jsonl [...] [--json OUT.json]
+
+The static curve of one seed goes, at each length, through the best loss over the learning rates tried. "Same
+loss" is read off that curve between the two lengths around it, straight in (log budget, loss); a loss outside
+the lengths that were run gets no figure. A saving is 1 - grown budget / static budget, for head-inclusive
+FLOPs and for seconds. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class End:
+    """One run measured at its end."""
+
+    name: str
+    group: tuple[str, int, int]  # optimizer, width, seed
+    static: bool
+    steps: int
+    loss: float
+    flops: float
+    seconds: float
+
+
+def read_ends(paths: Iterable[Path]) -> list[End]:
+    ends = []
+    for line in (line for path in paths for line in path.read_text().splitlines()):
+        result: dict[str, Any] = json.loads(line)
+        arm = result["arm"]
+        group = (arm["optimizer"], arm["n_embd"], arm["seed"])
+        for row in (row for row in result["rows"] if row["kind"] == "end"):
+            ends.append(
+                End(
+                    arm["name"],
+                    group,
+                    not arm["growth"],
+                    row["end"],
+                    row["loss"],
+                    row["flops"],
+                    row["seconds"],
+                )
+            )
+    return ends
+
+
+def static_curve(ends: Iterable[End]) -> list[End]:
+    """The best static run of each length, shortest first."""
+    best: dict[int, End] = {}
+    for end in ends:
+        if end.static and (end.steps not in best or end.loss < best[end.steps].loss):
+            best[end.steps] = end
+    return [best[steps] for steps in sorted(best)]
+
+
+def budget_at(curve: Sequence[End], loss: float, budget: str) -> float | None:
+    """The static budget ("flops" or "seconds") that reaches `loss`; None outside the curve."""
+    for shorter, longer in itertools.pairwise(curve):
+        if longer.loss <= loss <= shorter.loss:
+            low, high = math.log(getattr(shorter, budget)), math.log(getattr(longer, budget))
+            share = (shorter.loss - loss) / (shorter.loss - longer.loss)
+            return math.exp(low + share * (high - low))
+    return None
+
+
+def savings(ends: Sequence[End]) -> list[dict[str, Any]]:
+    rows = []
+    for group in sorted({end.group for end in ends}):
+        curve = static_curve(end for end in ends if end.group == group)
+        for end in (end for end in ends if end.group == group and not end.static):
+            row: dict[str, Any] = {**asdict(end), "saved": {}}
+            for budget in ("flops", "seconds"):
+                static = budget_at(curve, end.loss, budget)
+                row["saved"][budget] = None if static is None else 1 - getattr(end, budget) / static
+            rows.append(row)
+    return rows
+
+
+def over_seeds(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same recipe over its seeds: the mean and every seed's figure."""
+    grouped: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[(row["name"], row["steps"], *row["group"][:2])].append(row)
+    merged = []
+    for (name, steps, optimizer, width), entries in grouped.items():
+        merged.append({"name": name, "steps": steps, "optimizer": optimizer, "width": width})
+        merged[-1]["losses"] = [entry["loss"] for entry in entries]
+        merged[-1]["flops"] = entries[0]["flops"]
+        merged[-1]["seconds"] = statistics.fmean(entry["seconds"] for entry in entries)
+        for budget in ("flops", "seconds"):
+            known = [e["saved"][budget] for e in entries if e["saved"][budget] is not None]
+            merged[-1][f"{budget}_saved"] = known
+    return merged
+
+
+def markdown(ends: Sequence[End], merged: Iterable[dict[str, Any]]) -> str:
+    lines = ["| static run | seed | steps | loss | FLOPs (1e16) | s |", "|---|---|---|---|---|---|"]
+    for end in sorted((e for e in ends if e.static), key=lambda e: (e.group, e.name, e.steps)):
+        lines.append(
+            f"| {end.name} | {end.group[2]} | {end.steps} | {end.loss:.3f} | {end.flops / 1e16:.3f} | "
+            f"{end.seconds:.0f} |"
+        )
+    lines += ["", "| grown run | steps | loss by seed | FLOPs (1e16) | FLOPs saved | time saved |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in sorted(merged, key=lambda r: (r["width"], r["optimizer"], statistics.fmean(r["losses"]))):
+        losses = " / ".join(f"{loss:.3f}" for loss in row["losses"])
+        cells = [row["name"], str(row["steps"]), losses, f"{row['flops'] / 1e16:.3f}"]
+        cells += [_percent(row[f"{budget}_saved"]) for budget in ("flops", "seconds")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _percent(values: Sequence[float]) -> str:
+    if not values:
+        return "outside the curve"
+    each = f" ({', '.join(f'{v:.0%}' for v in values)})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.0%}{each}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    ends = read_ends(arguments.results)
+    merged = over_seeds(savings(ends))
+    print(markdown(ends, merged))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(merged, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
