@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import default_data_collator
 
 from aiether.data.tokens import TokenFile
 from aiether.data.windows import TokenWindows, permutation
@@ -66,6 +67,17 @@ def test_items_are_what_a_hugging_face_model_takes(tokens: TokenFile) -> None:
     assert torch.equal(item["labels"], item["input_ids"])
     item["labels"][0] = -100
     assert item["input_ids"][0] == 30
+
+
+def test_a_batch_holds_the_items_that_its_indices_give_one_by_one(tokens: TokenFile) -> None:
+    windows = TokenWindows(tokens, 30, seed=3, num_windows=100)
+    indices = [5, 0, 41, 99]
+    together = default_data_collator(windows.__getitems__(indices))
+    one_by_one = default_data_collator([windows[index] for index in indices])
+    for name in ("input_ids", "labels"):
+        assert torch.equal(together[name], one_by_one[name])
+    together["labels"][0, 0] = -100
+    assert together["input_ids"][0, 0] != -100
 
 
 def test_without_a_seed_windows_come_in_order_and_at_most_once(tokens: TokenFile) -> None:
