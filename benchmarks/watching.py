@@ -1,14 +1,16 @@
-"""What watching the geometry costs: the same training with and without it, in turns, in one process.
+"""What watching the geometry costs: a watched and a blind run of the same training, in turns of 20 steps.
 
-    python benchmarks/watching.py [--steps 320] [--pairs 1] [--out benchmarks/results/watching.json]
+    python benchmarks/watching.py [--steps 640] [--device cpu|cuda] [--out benchmarks/results/watching.json]
 
-Both arms are the default run of `aiether train` (preset `recommended`, the standard library's source) held at
-its first depth: one with the geometric trigger at a threshold that is never reached, one with the trigger
-`never`, which takes no snapshot. Evaluations are alike in both, so the difference in the time of the whole
-`fit` is snapshots, Gram matrices and decisions. Processor seconds of one thread are compared, which other
-load on the machine disturbs least. On a shared machine even those differ by a few per cent from run to run,
-which is more than watching costs, so the time inside its calls is measured too, over a run that fills the
-window. Medians over the pairs count.
+Both arms are held at their first depth: one with the geometric trigger at a threshold that is never reached,
+one with the trigger `never`, which takes no snapshot. Evaluations are alike in both, so what differs is
+snapshots, Gram matrices and decisions. The speed of a shared machine drifts by more than that within minutes;
+the two runs therefore take turns inside one process, 20 steps each, and every turn is compared with its
+neighbour. Turns count from the moment that the window is full. On a CPU processor seconds of one thread are
+compared, on a GPU wall-clock seconds between two synchronisations. The time inside the watching calls alone
+is measured too.
+
+CPU: the default run of `aiether train`. GPU: 12 layers of width 512, 64 x 512 tokens, bf16, compiled.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import platform
 import statistics
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,23 +36,74 @@ import transformers
 
 from aiether.data import PackedData, TokenWindows, prepare
 from aiether.growth import GrowthController
-from aiether.integrations import fit
+from aiether.integrations import RunObserver, fit
 from aiether.training.arms import new_model
 from aiether.training.config import TrainConfig, resolve
 from aiether.training.trainer import build_trainer
 
+TURN_STEPS = 20
+ARMS = ("watched", "blind")
+GPU_SHAPE: dict[str, Any] = {
+    "n_layer": 12,
+    "max_layers": 24,
+    "n_head": 8,
+    "n_embd": 512,
+    "context_length": 512,
+    "batch_size": 64,
+    "bf16": True,
+    "compile": True,
+}
+
+
+class Turns:
+    """Lets one of two threads run at a time."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._running, self._finished = ARMS[0], set[str]()
+
+    def wait(self, arm: str) -> None:
+        with self._condition:
+            self._condition.wait_for(lambda: self._running == arm)
+
+    def pass_on(self, arm: str, finished: bool = False) -> None:
+        with self._condition:
+            if finished:
+                self._finished.add(arm)
+            other = ARMS[1 - ARMS.index(arm)]
+            self._running = arm if other in self._finished else other
+            self._condition.notify_all()
+
+
+class TurnClock(RunObserver):
+    """Times the turns of one arm and hands over after each."""
+
+    def __init__(self, arm: str, turns: Turns, clock: Callable[[], float]) -> None:
+        self.arm, self.turns, self.clock = arm, turns, clock
+        self.seconds: list[float] = []
+        self._start = 0.0
+
+    def on_step(self, step: int, train_seconds: float) -> None:
+        if step % TURN_STEPS:
+            return
+        if step > TURN_STEPS:  # the first turn holds the set-up
+            self.seconds.append(self.clock() - self._start)
+        self.turns.pass_on(self.arm)
+        self.turns.wait(self.arm)
+        self._start = self.clock()
+
 
 @contextmanager
-def time_inside_watching() -> Iterator[list[float]]:
-    """Collects the wall-clock seconds of every snapshot, and of every evaluation's geometry and decision."""
+def time_inside_watching(clock: Callable[[], float]) -> Iterator[list[float]]:
+    """Collects the seconds of every snapshot, and of every evaluation's geometry and decision."""
     spent: list[float] = []
     honest = {name: getattr(GrowthController, name) for name in ("snapshot", "evaluate")}
 
     def timed(name: str) -> Callable[..., Any]:
         def call(*arguments: Any, **settings: Any) -> Any:
-            start = time.perf_counter()
+            start = clock()
             result = honest[name](*arguments, **settings)
-            spent.append(time.perf_counter() - start)
+            spent.append(clock() - start)
             return result
 
         return call
@@ -62,84 +117,125 @@ def time_inside_watching() -> Iterator[list[float]]:
             setattr(GrowthController, name, method)
 
 
-def seconds_of_fit(config: TrainConfig, data: PackedData, steps: int, directory: Path) -> dict[str, float]:
-    """Seconds of one run at a fixed depth, with its first and last checkpoint only."""
+def train_in_turns(
+    config: TrainConfig, data: PackedData, steps: int, observer: TurnClock, directory: Path
+) -> float:
+    """Train one arm; returns its wall-clock seconds of training."""
     sequences = steps * config.batch_size
     windows = TokenWindows(data.train, config.context_length, seed=config.seed, num_windows=sequences)
     held_out = config.eval_batches * config.batch_size
     validation = TokenWindows(data.validation, config.context_length, seed=None, num_windows=held_out)
-    model = new_model(config, data, config.n_layer)
-    trainer = build_trainer(config, model, windows, validation, max_steps=steps, output_dir=directory)
-    trainer.args.save_strategy = "no"
-    processor, wall = time.process_time(), time.perf_counter()
-    with time_inside_watching() as inside:
-        result = fit(trainer, config, output_dir=directory)
-    assert result.num_growths == 0
-    seconds = {"processor_s": time.process_time() - processor, "wall_s": time.perf_counter() - wall}
-    return seconds | {"inside_watching_s": sum(inside)}
+    observer.turns.wait(observer.arm)
+    try:
+        model = new_model(config, data, config.n_layer)
+        trainer = build_trainer(
+            config, model, windows, validation, max_steps=steps, output_dir=directory / observer.arm
+        )
+        trainer.args.save_strategy = "no"
+        result = fit(
+            trainer,
+            config,
+            output_dir=directory / observer.arm,
+            observers=[observer],
+            compile=config.compile,
+        )
+        assert result.num_growths == 0
+        return result.train_seconds
+    finally:
+        observer.turns.pass_on(observer.arm, finished=True)
 
 
-def measure(steps: int, pairs: int, depth: int) -> dict[str, Any]:
-    base = replace(resolve("recommended", {}, {}), n_layer=depth, device="cpu")
-    data = prepare(base)
-    watched = replace(base, tau_crit=1e9, kappa_crit=1e9)
-    blind = replace(base, trigger="never")
-    rows = []
-    for pair in range(pairs + 1):  # the first pair warms up and does not count
-        seconds = {}
-        for name, config in (
-            (("watched", watched), ("blind", blind)) if pair % 2 else (("blind", blind), ("watched", watched))
-        ):
-            with tempfile.TemporaryDirectory() as directory:
-                seconds[name] = seconds_of_fit(config, data, steps if pair else 20, Path(directory))
-        if pair:
-            rows.append(seconds)
-    ratios = [row["watched"]["processor_s"] / row["blind"]["processor_s"] for row in rows]
+def measure(base: TrainConfig, steps: int) -> dict[str, Any]:
+    on_gpu = base.device == "cuda"
+    clock = _gpu_clock if on_gpu else time.process_time
+    configs = {
+        "watched": replace(base, tau_crit=1e9, kappa_crit=1e9),
+        "blind": replace(base, trigger="never"),
+    }
+    data, turns = prepare(base), Turns()
+    clocks = {arm: TurnClock(arm, turns, clock) for arm in ARMS}
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        ThreadPoolExecutor(2) as pool,
+        time_inside_watching(clock) as inside,
+    ):
+        running = [
+            pool.submit(train_in_turns, configs[arm], data, steps, clocks[arm], Path(directory))
+            for arm in ARMS
+        ]
+        for arm in running:
+            arm.result()
+    full = base.history_window_size * base.collect_interval_steps // TURN_STEPS
+    pairs = list(zip(clocks["watched"].seconds[full:], clocks["blind"].seconds[full:], strict=True))
+    ratios = [watched / blind for watched, blind in pairs]
+    spread = statistics.quantiles(ratios, n=4)
     return {
-        "n_layer": depth,
+        "n_layer": base.n_layer,
         "n_embd": base.n_embd,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "steps": steps,
+        "turn_steps": TURN_STEPS,
         "collect_interval_steps": base.collect_interval_steps,
         "history_window_size": base.history_window_size,
         "eval_interval_steps": base.eval_interval_steps,
-        "pairs": rows,
-        "median_share_inside_watching": statistics.median(
-            row["watched"]["inside_watching_s"] / row["watched"]["wall_s"] for row in rows
-        ),
-        "overhead": [ratio - 1 for ratio in ratios],
-        "median_overhead": statistics.median(ratios) - 1,
+        "turns": pairs,
+        "share_inside_watching": sum(inside) / sum(clocks["watched"].seconds),
+        "overhead": statistics.median(ratios) - 1,
+        "overhead_quartiles": [spread[0] - 1, spread[2] - 1],
+        "overhead_of_sums": sum(w for w, _ in pairs) / sum(b for _, b in pairs) - 1,
     }
+
+
+def _gpu_clock() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=320)
-    parser.add_argument("--pairs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/watching.json"))
+    parser.add_argument("--steps", type=int, default=640)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    shape = GPU_SHAPE if arguments.device == "cuda" else {}
+    if arguments.device == "cpu":
+        torch.set_num_threads(1)
+    base = replace(resolve("recommended", {}, shape), device=arguments.device)
+    run = measure(base, arguments.steps)
     result = {
-        "runs": [measure(arguments.steps, arguments.pairs, depth) for depth in (2,)],
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-        },
+        "run": run,
+        "machine": {"processor": _cpu_name(), "threads": torch.get_num_threads()},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
-        "seed": 0,
+        "commit": _commit(),
+        "seed": base.seed,
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    for run in result["runs"]:
-        share, spread = run["median_share_inside_watching"], run["overhead"]
-        model = f"{run['n_layer']} layers of width {run['n_embd']}"
-        print(f"watching {model}: {share:.2%} of the time inside its calls")
-        print(f"between paired runs {min(spread):+.1%} to {max(spread):+.1%}, other load included")
+    name = "watching" if arguments.device == "cpu" else "watching_gpu"
+    out = arguments.out or Path("benchmarks/results") / f"{name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    low, high = run["overhead_quartiles"]
+    print(f"watching {run['n_layer']} layers of width {run['n_embd']} on {run['device']}:")
+    print(f"{run['share_inside_watching']:.2%} of the time inside its calls")
+    print(
+        f"{len(run['turns'])} pairs of turns: median {run['overhead']:+.2%}, quartiles {low:+.2%} to "
+        f"{high:+.2%}, of the sums {run['overhead_of_sums']:+.2%}"
+    )
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str:
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -48,10 +48,11 @@ def _geometry() -> str:
 
 
 def _watching() -> str:
-    run = _read("watching")["runs"][0]
+    run = _read("watching")["run"]
     model = f"{run['n_layer']} layers of width {run['n_embd']}"
     figure = (
-        f"{run['median_share_inside_watching']:.2%} of training time is spent inside its calls ({model}, CPU)"
+        f"{run['overhead']:+.1%} training time against the same run without, median of {len(run['turns'])} "
+        f"pairs of turns; {run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
     )
     return f"| Watching | {figure} | `python benchmarks/watching.py` |"
 
