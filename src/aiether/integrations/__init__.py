@@ -1,12 +1,17 @@
 """Where growth meets training loops: stages on the Hugging Face Trainer, and checkpoints that are whole."""
 
-from ._checkpoint import Checkpoint, CheckpointStore, write_json
+from ._checkpoint import Checkpoint, CheckpointStore
+from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full
+from ._files import write_json
 from ._growth_callback import GrowthCallback
 from ._head import causal_loss
+from ._interrupt import Interrupted, interrupted_status, raise_interrupts
+from ._lock import hold
 from ._observer import Row, RunObserver
 from ._quiet import without_progress_bars
+from ._run import FitResult, OnNan
 from ._verify import GrowthError
-from .trainer import FitResult, fit
+from .trainer import fit
 
 __all__ = [
     "Checkpoint",
@@ -14,10 +19,19 @@ __all__ = [
     "FitResult",
     "GrowthCallback",
     "GrowthError",
+    "Interrupted",
+    "OnNan",
+    "OutOfMemory",
     "Row",
+    "RunFault",
     "RunObserver",
     "causal_loss",
+    "disk_full",
     "fit",
+    "hold",
+    "interrupted_status",
+    "is_disk_full",
+    "raise_interrupts",
     "without_progress_bars",
     "write_json",
 ]

@@ -26,6 +26,11 @@ class StageCallback(TrainerCallback):
     ) -> None:
         self.stage.before_step(state.global_step)
 
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.stage.between_batches()
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -53,6 +58,11 @@ class StageCallback(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs:
             self.stage.log(state.global_step, logs)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.stage.between_evaluation_batches()
 
     def on_evaluate(
         self,

@@ -2,14 +2,13 @@
 
 A checkpoint is a folder that `from_pretrained` loads, with the rest of the training state beside the
 weights: optimizer moments by parameter name (safetensors), everything else as JSON. It is written under a
-temporary name, every file is synced, a completion marker that lists the files with their sizes is written
-last, and the folder is renamed. Nothing in it is pickled.
+temporary name, every file is synced, a completion marker that lists the files and the trajectory's snapshots
+with their sizes and checksums is written last, and the folder is renamed. Nothing in it is pickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FORMAT = 1
+from ._files import damage, seal, sync_file
+
+FORMAT = 2
 MARKER = "COMPLETE.json"
 STATE = "aiether_state.json"
 MOMENTS = "moments.safetensors"
@@ -31,24 +32,6 @@ _SEPARATOR = "::"
 
 Moments = dict[str, dict[str, Tensor | int | float | bool]]
 """Optimizer state by parameter name: tensors, and the plain numbers that some optimizers keep."""
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file (or a folder's entries) to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1))
-    sync_file(temporary)
-    temporary.replace(path)
-    sync_file(path.parent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +46,8 @@ class RunRecord:
     loss_window: dict[str, float] | None = None  # training loss summed since the last training row
     pending_event: dict[str, Any] | None = None  # a growth whose loss after it is not measured yet
     new_layers: list[int] = field(default_factory=list)
+    pending_evaluation: bool = False  # the evaluation of this step was cut short, and is to be done again
+    skips: list[dict[str, Any]] = field(default_factory=list)  # steps whose batch is not used, as events
     snapshot_steps: list[int] = field(default_factory=list)
     optimizer: str | None = None  # class of the optimizer that the moments belong to
     optimizer_groups: list[list[str]] | None = None  # names by group of an optimizer that the user built
@@ -86,6 +71,10 @@ class Checkpoint:
             )
         return RunRecord(**content["record"])
 
+    def read_marker(self) -> dict[str, dict[str, list[int]]]:
+        """Size and checksum of every file and snapshot: {"files": {name: [...]}, "snapshots": {...}}."""
+        return json.loads((self.path / MARKER).read_text())
+
     def _read(self) -> dict[str, Any]:
         return json.loads((self.path / STATE).read_text())
 
@@ -100,24 +89,57 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run, and the trajectory's snapshots, each written once and shared by them."""
+    """The checkpoints of one run, and the trajectory's snapshots, each written once and shared by them.
+
+    A checkpoint that `newest` found damaged is left where it lies and counts for nothing, until its point is
+    reached again or the checkpoints that are kept have passed it.
+    """
 
     def __init__(self, directory: Path, keep: int | None = None) -> None:
         self.directory = directory / "checkpoints"
         self.snapshots = directory / "snapshots"
         self.keep = keep
+        self._damaged: dict[Path, str] = {}
+        self._sealed: dict[int, list[int]] = {}  # by step: a snapshot's size and checksum
 
     def complete(self) -> list[Checkpoint]:
-        """Complete checkpoints, oldest first; one that lacks its marker or a listed file is left out."""
+        """Complete checkpoints, oldest first, as far as the names and sizes of their files tell."""
+        return [c for c in self._all() if c.path not in self._damaged and self.damage(c, read=False) is None]
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint whose files are all as they were written; None if there is none."""
+        return self.newest()[0]
+
+    def newest(self) -> tuple[Checkpoint | None, dict[Path, str]]:
+        """As `latest`, and what is wrong with each newer checkpoint that had to be skipped."""
+        skipped: dict[Path, str] = {}
+        for checkpoint in reversed(self._all()):
+            reason = self.damage(checkpoint)
+            if reason is None:
+                return checkpoint, skipped
+            skipped[checkpoint.path] = self._damaged[checkpoint.path] = reason
+        return None, skipped
+
+    def damage(self, checkpoint: Checkpoint, *, read: bool = True) -> str | None:
+        """What is wrong with a checkpoint: a file or snapshot that is missing, cut or changed; else None."""
+        path = checkpoint.path
+        if not (path / MARKER).is_file():
+            return f"{MARKER} is missing, which is written last"
+        try:
+            marker = checkpoint.read_marker()
+            sealed = [(path / name, sums) for name, sums in marker["files"].items()]
+            sealed += [(self.snapshots / name, sums) for name, sums in marker["snapshots"].items()]
+            return next(filter(None, (damage(file, sums, read=read) for file, sums in sealed)), None)
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+            return f"{MARKER} cannot be read (damaged, or written by another version of aiether)"
+
+    def _all(self) -> list[Checkpoint]:
         found = [
             Checkpoint(path, int(match[1]), int(match[2]))
             for path in (self.directory.iterdir() if self.directory.is_dir() else ())
-            if (match := _NAME.match(path.name)) and _is_complete(path)
+            if (match := _NAME.match(path.name))
         ]
         return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.stage))
-
-    def latest(self) -> Checkpoint | None:
-        return max(self.complete(), key=lambda c: (c.step, c.stage), default=None)
 
     def write(
         self,
@@ -128,76 +150,108 @@ class CheckpointStore:
         moments: Moments,
         record: RunRecord,
     ) -> Checkpoint:
-        """Write one checkpoint; on return it is on the disk, and older ones beyond `keep` are gone."""
+        """Write one checkpoint; on return it is on the disk, and older ones beyond `keep` are gone.
+
+        If it raises (a full disk), no part of it stays, and the checkpoints before it are as they were.
+        """
         final = self.directory / f"step-{step:08d}-stage-{stage:03d}"
         temporary = self.directory / f".{final.name}.tmp"
-        for left_over in self.directory.glob(".step-*"):  # of a process that was killed
-            shutil.rmtree(left_over)
-        temporary.mkdir(parents=True)
-        save_model(temporary)
-        flat = {
-            f"{name}{_SEPARATOR}{key}": value.detach().contiguous()
-            for name, entries in moments.items()
-            for key, value in entries.items()
-            if isinstance(value, Tensor)
-        }
-        save_file(flat, temporary / MOMENTS)
-        content = {"format": FORMAT, "record": asdict(record), "scalar_moments": _scalars(moments)}
-        (temporary / STATE).write_text(json.dumps(content))
-        self._finish(temporary, final)
+        self._clear_left_over()
+        try:
+            temporary.mkdir(parents=True)
+            save_model(temporary)
+            flat = {
+                f"{name}{_SEPARATOR}{key}": value.detach().contiguous()
+                for name, entries in moments.items()
+                for key, value in entries.items()
+                if isinstance(value, Tensor)
+            }
+            save_file(flat, temporary / MOMENTS)
+            content = {"format": FORMAT, "record": asdict(record), "scalar_moments": _scalars(moments)}
+            (temporary / STATE).write_text(json.dumps(content))
+            self._finish(temporary, final, record.snapshot_steps)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         self._rotate()
         return Checkpoint(final, step, stage)
 
-    def _finish(self, temporary: Path, final: Path) -> None:
+    def _finish(self, temporary: Path, final: Path, snapshot_steps: Iterable[int]) -> None:
         files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
-        for path in files:
-            sync_file(path)
-        sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
-        (temporary / MARKER).write_text(json.dumps(sizes))
+        marker = {
+            "files": {str(path.relative_to(temporary)): seal(path) for path in files},
+            "snapshots": {_snapshot_name(step): self._sealed[step] for step in snapshot_steps},
+        }
+        (temporary / MARKER).write_text(json.dumps(marker))
         sync_file(temporary / MARKER)
         sync_file(temporary)
         if final.exists():  # damaged: a complete one would have been resumed from, not written again
-            shutil.rmtree(final)
+            self._remove(final)
         temporary.rename(final)
         sync_file(self.directory)
+        self._damaged.pop(final, None)
 
-    def _rotate(self) -> None:
-        kept = self.complete()
-        if self.keep is not None:
-            for checkpoint in kept[: -self.keep]:
-                doomed = checkpoint.path.with_name(f".{checkpoint.path.name}.old")
-                checkpoint.path.rename(doomed)  # first out of sight: a kill leaves no half of a checkpoint
-                shutil.rmtree(doomed)
-            kept = kept[-self.keep :]
-        needed = {step for c in kept for step in c.read_record().snapshot_steps}
+    def _clear_left_over(self) -> None:
+        """Remove what a killed process left half written or half deleted."""
+        for left_over in self.directory.glob(".step-*"):
+            shutil.rmtree(left_over)
+
+    def _remove(self, path: Path) -> None:
+        doomed = path.with_name(f".{path.name}.old")
+        path.rename(doomed)  # first out of sight: a kill leaves no half of a checkpoint
+        shutil.rmtree(doomed)
+        self._damaged.pop(path, None)
+
+    def make_room(self) -> bool:
+        """Delete at once what the next `write` would delete at its end; the newest checkpoint always stays.
+
+        Returns whether anything was deleted.
+        """
+        self._clear_left_over()
+        before = len(self._all())
+        self._rotate(keep=None if self.keep is None else max(1, self.keep - 1))
+        return len(self._all()) < before
+
+    def _rotate(self, keep: int | None = None) -> None:
+        keep = keep or self.keep
+        kept = self.complete()[-keep:] if keep is not None else self.complete()
+        if not kept:
+            return
+        for checkpoint in self._all():
+            if keep is not None and (checkpoint.step, checkpoint.stage) < (kept[0].step, kept[0].stage):
+                self._remove(checkpoint.path)
+        needed = {name for c in kept for name in c.read_marker()["snapshots"]}
         for path in self.snapshots.iterdir() if self.snapshots.is_dir() else ():
             match = _SNAPSHOT.match(path.name)
-            if match and int(match[1]) not in needed:
+            # What is newer than every checkpoint belongs to the one that is being written.
+            if match and path.name not in needed and int(match[1]) <= kept[-1].step:
                 path.unlink()
 
     def write_snapshot(self, step: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the trajectory's snapshot of `step` once; checkpoints then refer to it by its step."""
-        self.snapshots.mkdir(exist_ok=True)
-        final = self.snapshots / f"step-{step:08d}.safetensors"
+        self.snapshots.mkdir(parents=True, exist_ok=True)
+        final = self.snapshots / _snapshot_name(step)
         temporary = final.with_name(f".{final.name}.tmp")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        sync_file(temporary)
-        temporary.replace(final)
+        try:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+            self._sealed[step] = seal(temporary)
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
         sync_file(self.snapshots)
 
+    def adopt(self, checkpoint: Checkpoint) -> set[int]:
+        """Let the next checkpoints refer to this one's snapshots; returns their steps."""
+        sealed = {int(name[5:13]): sums for name, sums in checkpoint.read_marker()["snapshots"].items()}
+        self._sealed |= sealed
+        return set(sealed)
+
     def read_snapshot(self, step: int) -> dict[str, Tensor]:
-        with safe_open(self.snapshots / f"step-{step:08d}.safetensors", framework="pt") as tensors:
+        with safe_open(self.snapshots / _snapshot_name(step), framework="pt") as tensors:
             return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
 
-def _is_complete(path: Path) -> bool:
-    marker = path / MARKER
-    if not marker.is_file():
-        return False
-    sizes: dict[str, int] = json.loads(marker.read_text())
-    return all(
-        (path / name).is_file() and (path / name).stat().st_size == size for name, size in sizes.items()
-    )
+def _snapshot_name(step: int) -> str:
+    return f"step-{step:08d}.safetensors"
 
 
 def to_json(value: Any) -> Any:

@@ -1,0 +1,109 @@
+"""What `fit` reads off a user's Trainer before it starts, and what it refuses there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.utils.data import IterableDataset
+from transformers import PreTrainedModel, Trainer
+
+from aiether.growth import GROWTH_PRESETS, GrowthConfig, family_of
+
+from ._growth_callback import GrowthCallback
+from ._verify import check_blocks, check_one_device
+
+_NEEDS_LOSS = ("geometric", "plateau")
+
+
+def growth_config(trainer: Trainer, growth: GrowthConfig | str | None) -> GrowthConfig:
+    carried = growth_callbacks(trainer)
+    if isinstance(growth, GrowthConfig):
+        return growth
+    if growth is None and carried:
+        return carried[0].growth
+    name = growth or "recommended"
+    if name not in GROWTH_PRESETS:
+        raise ValueError(
+            f"growth={name!r} is no preset; choose one of {sorted(GROWTH_PRESETS)} or pass a GrowthConfig"
+        )
+    return GrowthConfig(**GROWTH_PRESETS[name])
+
+
+def growth_callbacks(trainer: Trainer) -> list[GrowthCallback]:
+    return [c for c in trainer.callback_handler.callbacks if isinstance(c, GrowthCallback)]
+
+
+def refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
+    args = trainer.args
+    if not isinstance(trainer.model, PreTrainedModel):
+        raise ValueError(f"fit needs a transformers model, not {type(trainer.model).__name__}")
+    if trainer.model_init is not None:
+        raise ValueError(
+            "the Trainer has model_init, which would rebuild the small model at every stage; pass model="
+        )
+    if args.torch_compile:
+        raise ValueError(
+            "torch_compile=True compiles the whole model, again at every growth, and falls back to eager "
+            "after 8 times; set it to False and call fit(trainer, compile=True), which compiles the blocks"
+        )
+    sharded = {
+        "FSDP": trainer.is_fsdp_enabled,
+        "DeepSpeed": trainer.is_deepspeed_enabled,
+        "a model spread by device_map": trainer.is_model_parallel,
+    }
+    for backend, used in sharded.items():
+        if used:
+            raise ValueError(f"fit grows a whole model on one device so far, not {backend}: train without it")
+    check_one_device(args)
+    if isinstance(trainer.optimizer, AcceleratedOptimizer):
+        raise ValueError(
+            "the Trainer was trained before, and its optimizer and schedule are used up; make a new Trainer "
+            "with the same arguments (fit(trainer, resume=True) then goes on from fit's newest checkpoint)"
+        )
+    if args.ignore_data_skip:
+        raise ValueError(
+            "ignore_data_skip=True would show the same data again after every growth; set it to False"
+        )
+    if args.load_best_model_at_end:
+        raise ValueError("load_best_model_at_end would load a model of another depth; set it to False")
+    if config.trigger in _NEEDS_LOSS and (trainer.eval_dataset is None or args.eval_strategy == "no"):
+        raise ValueError(
+            f"the {config.trigger} trigger decides at evaluations: give the Trainer an eval_dataset and "
+            "eval_strategy='steps', or use the triggers fixed, random or never"
+        )
+    if isinstance(trainer.eval_dataset, dict):
+        raise ValueError(
+            "fit needs one eval_dataset, not a dictionary of several: the trigger follows one loss"
+        )
+    if config.protocol == "report" and trainer.lr_scheduler is not None:
+        raise ValueError(
+            "protocol='report' restarts the schedule, which a scheduler passed in optimizers=(...) cannot; "
+            "set lr_scheduler_type in TrainingArguments instead, or protocol='none'"
+        )
+    check_blocks(trainer.model, family_of(trainer.model))
+
+
+def planned_steps(trainer: Trainer) -> tuple[int, int]:
+    """(total optimizer steps, steps per epoch), as the Trainer itself counts them."""
+    if isinstance(trainer.train_dataset, IterableDataset) and trainer.args.max_steps <= 0:
+        raise ValueError("an iterable dataset has no length: set max_steps in TrainingArguments")
+    values: Any = trainer.set_initial_training_values(trainer.args, trainer.get_train_dataloader())
+    return values[6], values[1]
+
+
+def save_interval(trainer: Trainer, total_steps: int, steps_per_epoch: int) -> int | None:
+    args = trainer.args
+    match str(getattr(args.save_strategy, "value", args.save_strategy)):
+        case "no":
+            return None
+        case "epoch":
+            return steps_per_epoch
+        case "steps":
+            return (
+                int(args.save_steps) if args.save_steps >= 1 else max(1, round(args.save_steps * total_steps))
+            )
+        case other:
+            raise ValueError(
+                f"save_strategy={other!r} does not fit a growing model; use 'steps', 'epoch' or 'no'"
+            )
