@@ -1,4 +1,4 @@
-"""Faults that end a run although nothing of it is lost: full disks, numbers that are none, too little memory."""
+"""Faults that end a run although nothing of it is lost: a full disk, a loss of NaN, too little memory."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def disk_full(error: BaseException, what: str, folder: Path, checkpoint: Path | None) -> RunFault:
-    """The fault for a write that the disk had no room for; `what` names it, as in "the checkpoint of step 5"."""
+    """The fault for a write without room on the disk; `what` names it, as in "the checkpoint of step 5"."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return RunFault(
@@ -70,10 +70,10 @@ def less_memory(batch_size: int, accumulation: int, *, bf16: bool, window_on_dev
     """What to lower, in a clause: the tokens of a step stay as they are."""
     parts = []
     if batch_size > 1:
+        factor = next(number for number in range(2, batch_size + 1) if batch_size % number == 0)
         parts.append(
-            f"take a batch size of {batch_size // 2} with gradient_accumulation_steps="
-            f"{accumulation * 2 if batch_size % 2 == 0 else f'{accumulation * batch_size / (batch_size // 2):g}'}"
-            " (the same tokens per step)"
+            f"take a batch size of {batch_size // factor} with gradient_accumulation_steps="
+            f"{accumulation * factor} (the same tokens per step)"
         )
     if not bf16:
         parts.append("bf16")

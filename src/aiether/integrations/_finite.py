@@ -1,4 +1,4 @@
-"""Sees the first step whose loss or gradient norm is no number, without waiting for the device at every step."""
+"""Sees the first step whose loss or gradients are not finite, without waiting for the device each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A whole run under `fit`: stage after stage, with the checkpoints between them and the ways out of faults."""
+"""A whole run under `fit`: stage after stage, the checkpoints between them, and the ways out of faults."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ class Run:
         )
 
     def _check_finite(self, step: int, handover: Handover) -> None:
-        """No checkpoint holds ruined weights or moments: the last update, of step `step`, would have made them."""
+        """No checkpoint holds ruined weights or moments: the last update would have made them."""
         model = _unwrapped(self.trainer)
         if not_finite(model.named_parameters()) or not_finite(moment_tensors(handover.moments)):
             raise NotFinite(step - 1, "the weights or moments are not finite after the update")
@@ -238,7 +238,7 @@ class Run:
         )
 
     def _roll_back(self, fault: NotFinite) -> None:
-        """Go back to the last checkpoint and on from there without the batch; raises where that is not asked for."""
+        """Go back to the last checkpoint and on from there without the batch, or raise if not asked to."""
         assert self.last is not None
         happened = f"step {fault.step + 1}: {fault.what}"
         if self.on_nan == "stop":
