@@ -7,4 +7,4 @@ import sys
 from aiether.training import train_with_hf_trainer
 
 if __name__ == "__main__":
-    sys.exit(0 if train_with_hf_trainer().status == "finished" else 130)
+    sys.exit(train_with_hf_trainer().exit_status)

@@ -21,11 +21,14 @@ COMMANDS = {
 }
 """Each command is the module `aiether.cli.<name>` with `run(arguments) -> exit status`."""
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, STOPPED, INTERRUPTED = 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0 done, 2 a mistake to correct, 130 interrupted."""
+    """Run one command and return its exit status.
+
+    0: done; 2: a mistake to correct; 3: a fault stopped a run in the middle; 130 or 143: a signal ended it.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
@@ -54,9 +57,9 @@ def one_line_errors(program: str) -> Iterator[None]:
     """Report ValueError and OSError as one line and exit 2; AIETHER_TRACEBACK=1 shows where they arose."""
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt as stop:
+        print(f"{program}: {stop if str(stop) else 'interrupted'}", file=sys.stderr)
+        raise SystemExit(getattr(stop, "exit_status", INTERRUPTED)) from None
     except (ValueError, OSError) as error:
         if os.environ.get("AIETHER_TRACEBACK") == "1":
             raise

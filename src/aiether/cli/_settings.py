@@ -55,6 +55,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "log_interval_steps": "Steps between lines of the training log.",
         "save_interval_steps": "Steps between checkpoints. None: a tenth of the run.",
         "keep_checkpoints": "Checkpoints that are kept.",
+        "on_nan": "When the loss or the gradients become infinite or NaN: stop, or go back to the last "
+        "checkpoint and skip that step's batch.",
+        "max_skipped_steps": "How many steps on_nan=skip may skip before the run stops.",
         "sample_prompt": "What the finished model continues for the report.",
     },
     "stagnation": {

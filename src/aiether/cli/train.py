@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from aiether.training.config import (
     setting_types,
 )
 
-from ._main import INTERRUPTED
+from ._main import STOPPED
 from ._parse import given_flags, parse, setting_name
 from ._settings import settings_dataclass, values_of
 
@@ -44,13 +45,25 @@ class SourceFlags:
     ] = None
     resume: Annotated[
         str | None,
-        tyro.conf.arg(metavar="RUN_DIR", help="Go on with an interrupted run; takes no other flags."),
+        tyro.conf.arg(
+            metavar="RUN_DIR",
+            help="Go on with an interrupted run, with its own settings; few may be changed with it: on_nan, "
+            "and what eases memory.",
+        ),
     ] = None
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train or resume; 0 when the run finished, 130 when it was interrupted (and saved)."""
-    return 0 if train(arguments).status == "finished" else INTERRUPTED
+    """Train or resume; 0 when the run finished, 130 or 143 when a signal ended it, 3 when a fault did."""
+    try:
+        return train(arguments).exit_status
+    except RuntimeError as error:
+        from aiether.integrations import RunFault  # loaded by now; at the top it would cost seconds
+
+        if not isinstance(error, RunFault) or os.environ.get("AIETHER_TRACEBACK") == "1":
+            raise
+        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        return STOPPED
 
 
 def train(arguments: Sequence[str], *, default_preset: str = DEFAULT_PRESET) -> RunResult:
@@ -63,10 +76,9 @@ def train(arguments: Sequence[str], *, default_preset: str = DEFAULT_PRESET) -> 
     """
     source = read_source(arguments)
     if source.resume is not None and "--help" not in arguments:
-        _refuse_beside_resume(arguments)
         from aiether.training import run as job
 
-        return job.resume(Path(source.resume))
+        return job.resume(Path(source.resume), _changes(arguments, job.CHANGEABLE))
     config = read_settings(arguments, source, default_preset=default_preset)
     from aiether.training import run as job  # after the command line is known to be right: it takes seconds
 
@@ -92,17 +104,12 @@ def read_settings(
     file = read_file(source.config) if source.config is not None else {}
     preset = source.preset or file.get("preset") or default_preset
     base = merge(preset, file, {})
-    types = {**setting_types(), **{setting.name: str for setting in fields(SourceFlags)}}
-    flags: Any = parse(
-        settings_dataclass(base, SourceFlags),
+    given = _given(
         arguments,
-        PROGRAM,
+        base,
         "Train a language model that starts small and grows when the geometry of its weights says so. "
         f"The defaults shown are those of preset {preset!r}.",
-        types=types,
     )
-    typed = {setting_name(flag, types) for flag, _ in given_flags(arguments)}
-    given = {name: value for name, value in values_of(flags).items() if name in typed}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RangeWarning)
         config = resolve(preset, file, given)
@@ -111,11 +118,28 @@ def read_settings(
     return config
 
 
-def _refuse_beside_resume(arguments: Sequence[str]) -> None:
-    others = [flag for flag, _ in given_flags(arguments) if flag != "--resume"]
+def _given(arguments: Sequence[str], base: TrainConfig, about: str) -> dict[str, Any]:
+    """The settings that a command line names, with their values."""
+    types = {**setting_types(), **{setting.name: str for setting in fields(SourceFlags)}}
+    flags: Any = parse(settings_dataclass(base, SourceFlags), arguments, PROGRAM, about, types=types)
+    typed = {setting_name(flag, types) for flag, _ in given_flags(arguments)}
+    return {name: value for name, value in values_of(flags).items() if name in typed}
+
+
+def _changes(arguments: Sequence[str], changeable: Sequence[str]) -> dict[str, Any]:
+    """The settings that a run goes on with in place of its own."""
+    _refuse_beside_resume(arguments, changeable)
+    return _given(arguments, merge(DEFAULT_PRESET, {}, {}), "")
+
+
+def _refuse_beside_resume(arguments: Sequence[str], changeable: Sequence[str]) -> None:
+    allowed = {"resume", *changeable}
+    types = setting_types()
+    others = [flag for flag, _ in given_flags(arguments) if setting_name(flag, types) not in allowed]
     if not arguments[0].startswith("--"):
         others.insert(0, repr(arguments[0]))
     if others:
         raise ValueError(
-            f"--resume goes on with the run's own settings; remove {', '.join(others)}, or start a new run"
+            f"--resume goes on with the run's own settings; remove {', '.join(others)}, or start a new run "
+            f"(what may change: {', '.join(changeable)})"
         )

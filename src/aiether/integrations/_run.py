@@ -244,19 +244,23 @@ class Run:
         if self.on_nan == "stop":
             raise RunFault(
                 f"{happened}; nothing of it was saved",
-                "Lower the learning rate, or choose on_nan='skip' to leave its batch out",
+                "Choose on_nan=skip to leave that step's batch out (or start anew at a lower learning rate)",
                 self.last.path,
             )
-        checkpoint = self.store.latest()
         skipped = {skip["step"] for skip in self.skips}
-        used_up = fault.step + 1 in skipped or fault.step < 0 or len(skipped) >= self.max_skipped_steps
-        if checkpoint is None or used_up:
+        culprit = fault.step + 1
+        while culprit in skipped:  # it did nothing, so an update before it ruined what came after
+            culprit -= 1
+        checkpoint = self.store.latest()
+        too_late = checkpoint is None or culprit <= checkpoint.step
+        if too_late or len(skipped) >= self.max_skipped_steps:
             raise RunFault(
                 f"{happened}, with {len(skipped)} of at most {self.max_skipped_steps} steps skipped already",
-                "Lower the learning rate, or look at the data",
+                "Raise max_skipped_steps (or start anew with a lower learning rate, and look at the data)",
                 checkpoint and checkpoint.path,
             )
-        skip = {"event": "skip", "step": fault.step + 1, "reason": fault.what}
+        assert checkpoint is not None
+        skip = {"event": "skip", "step": culprit, "reason": fault.what}
         skips = [*self.skips, skip | {"back_to_step": checkpoint.step}]
         self._restore(checkpoint)
         for later in skips[len(self.skips) :]:  # the records went back to the checkpoint as well

@@ -203,12 +203,7 @@ class Stage:
         batches, self._batches_evaluated = self._batches_evaluated, 0
         loss = metrics["eval_loss"]
         if not math.isfinite(loss):
-            if not_finite(self.model.named_parameters()) is None:
-                raise ValueError(
-                    f"the evaluation loss at step {step} is {loss} although the weights are finite: the "
-                    "evaluation data give no loss (all labels ignored?); correct the evaluation set"
-                )
-            raise NotFinite(step - 1, "the weights are not finite after the update")
+            raise NotFinite(step - 1, "the evaluation loss after it is not finite")
         if self.handover.pending_event is not None:
             self._announce({**self.handover.pending_event, "loss_after": loss})
             self.handover.pending_event = None

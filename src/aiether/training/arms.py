@@ -40,6 +40,7 @@ class ArmResult:
     tokens: int
     flops: int
     elapsed_s: float
+    signal: str | None = None  # the signal that interrupted it, as in "SIGTERM"
 
     @classmethod
     def read(cls, arm_dir: Path) -> ArmResult | None:
@@ -113,8 +114,16 @@ def run_arm(
     emit("start", {"arm": name, "total_steps": max_steps, "depth": depth})
     try:
         result = fit(
-            trainer, growth, output_dir=arm_dir, resume=resume, observers=[recorder], compile=config.compile
+            trainer,
+            growth,
+            output_dir=arm_dir,
+            resume=resume,
+            observers=[recorder],
+            compile=config.compile,
+            on_nan=config.on_nan,
+            max_skipped_steps=config.max_skipped_steps,
         )
+        recorder.write_all()
     finally:
         recorder.close()
     if result.status == "finished":
@@ -130,6 +139,7 @@ def run_arm(
         tokens=recorder.tokens,
         flops=recorder.flops,
         elapsed_s=result.train_seconds,
+        signal=result.signal,
     )
     if result.status == "finished":
         write_json(arm_dir / RESULT, asdict(arm))

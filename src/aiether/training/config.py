@@ -35,7 +35,7 @@ _AT_LEAST_ONE = (
     "keep_checkpoints",
 )
 _POSITIVE = ("num_epochs", "lr", "max_grad_norm")
-_NOT_NEGATIVE = ("lr_warmup_steps", "weight_decay", "seed")
+_NOT_NEGATIVE = ("lr_warmup_steps", "weight_decay", "seed", "max_skipped_steps")
 _BELOW_ONE = ("dropout", "adam_beta1", "adam_beta2")
 
 
@@ -64,6 +64,8 @@ class TrainConfig(DataConfig, GrowthConfig):
     eval_interval_steps: None: `collect_interval_steps`.
     eval_batches: validation batches per evaluation.
     save_interval_steps: None: a tenth of the run.
+    on_nan: when the loss or the gradients become infinite or NaN: stop; or go back to the last checkpoint
+        and on without that step's batch, for at most `max_skipped_steps` steps.
     output_dir: None: a new folder under runs/.
     baseline: `static` also trains the final depth from the start, for the FLOPs that the run took.
     sample_prompt: what the finished model continues for the report.
@@ -98,6 +100,8 @@ class TrainConfig(DataConfig, GrowthConfig):
     log_interval_steps: int = 10
     save_interval_steps: int | None = None
     keep_checkpoints: int = 2
+    on_nan: Literal["stop", "skip"] = "stop"
+    max_skipped_steps: int = 10
     output_dir: str | None = None
     baseline: Literal["none", "static"] = "none"
     sample_prompt: str = "def main("
@@ -122,7 +126,7 @@ class TrainConfig(DataConfig, GrowthConfig):
         if self.preset not in PRESETS:
             raise ValueError(unknown("preset", self.preset, PRESETS))
         hints = get_type_hints(TrainConfig)
-        for name in ("arch", "schedule", "optimizer", "device", "baseline"):
+        for name in ("arch", "schedule", "optimizer", "device", "baseline", "on_nan"):
             if getattr(self, name) not in get_args(hints[name]):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(hints[name]))}"

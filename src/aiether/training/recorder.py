@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +14,59 @@ from transformers import PreTrainedModel
 
 from aiether.evaluation import bits_per_byte, flops_per_token
 from aiether.growth import Lineage, block_tensors, family_of
-from aiether.integrations import Row, RunObserver, write_json
+from aiether.integrations import Row, RunObserver, is_disk_full, write_json
 
 from .layer_states import LayerStateManager
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line that can be cut back to a remembered length."""
+    """An append-only file of one JSON object a line that can be cut back to a remembered length.
+
+    Rows that the disk has no room for are kept in `unwritten` and written as soon as there is some: a full
+    disk under the records is no reason to stop training. They travel in the checkpoints meanwhile.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab")
-        self._file.seek(0, 2)
+        self.unwritten: list[str] = []
+        self._file = path.open(
+            "ab", buffering=0
+        )  # a buffer would keep what failed, and fail again on closing
+        self._size = self._file.seek(0, os.SEEK_END)
 
     def append(self, row: Row) -> None:
-        self._file.write(json.dumps(row).encode() + b"\n")
-        self._file.flush()
+        self.unwritten.append(json.dumps(row))
+        self.flush()
+
+    def flush(self) -> OSError | None:
+        """Write what waits; returns what the disk said if it had no room."""
+        try:
+            while self.unwritten:
+                line = self.unwritten[0].encode() + b"\n"
+                if self._file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._size += len(line)
+                self.unwritten.pop(0)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            with suppress(OSError):  # a device is not cut back
+                self._file.truncate(self._size)  # no half of a line
+            return error
+        return None
 
     def size(self) -> int:
-        return self._file.tell()
+        """Bytes on the disk, synced."""
+        with suppress(OSError):  # a device is not synced
+            os.fsync(self._file)
+        return self._size
 
-    def truncate(self, size: int) -> None:
-        """Drop what was written after the checkpoint that the run continues from."""
-        self._file.truncate(min(size, self._file.seek(0, 2)))
-        self._file.seek(0, 2)
+    def truncate(self, size: int, unwritten: Sequence[str] = ()) -> None:
+        """Go back to a remembered length, and to the rows that waited then."""
+        self._size = min(size, self._file.seek(0, os.SEEK_END))
+        self._file.truncate(self._size)
+        self.unwritten = list(unwritten)
+        self.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -64,6 +96,7 @@ class Recorder(RunObserver):
         self.tokens, self.flops, self.flops_per_step, self.step = 0, 0, 0, 0
         self.last_log: tuple[int, float] = (0, 0.0)  # (step, train_seconds) of the last training row
         self.last_eval: Row = {}
+        self._said_full = False
 
     def on_stage(self, *, stage: int, step: int, model: PreTrainedModel, lineage: Lineage) -> None:
         self.step = step
@@ -105,7 +138,21 @@ class Recorder(RunObserver):
 
     def on_event(self, event: Row) -> None:
         self.events.append(event)
+        self._tell_if_full()
         self.emit(event["event"], event)
+
+    def _tell_if_full(self) -> None:
+        waiting = [lines.path.name for lines in self._lines if lines.unwritten]
+        if waiting and not self._said_full:
+            where = f"{' and '.join(waiting)} in {self.run_dir}"
+            self.emit(
+                "warning", {"text": f"the disk is full: rows of {where} wait in memory; free some space"}
+            )
+        self._said_full = bool(waiting)
+
+    @property
+    def _lines(self) -> tuple[JsonLines, ...]:
+        return self.metrics, self.events
 
     def _budget(self, seconds: float) -> Row:
         return {"tokens": self.tokens, "flops": self.flops, "elapsed_s": seconds}
@@ -113,6 +160,7 @@ class Recorder(RunObserver):
     def _write(self, kind: str, row: Row) -> None:
         row = {"kind": kind, **row}
         self.metrics.append(row)
+        self._tell_if_full()
         self.emit(kind, row)
 
     def state(self) -> dict[str, Any]:
@@ -123,15 +171,30 @@ class Recorder(RunObserver):
             "flops": self.flops,
             "last_log": list(self.last_log),
             "last_eval": self.last_eval,
+            "unwritten": {lines.path.name: lines.unwritten for lines in self._lines if lines.unwritten},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.metrics.truncate(state["metrics_size"])
-        self.events.truncate(state["events_size"])
+        unwritten = state["unwritten"]
+        self.metrics.truncate(state["metrics_size"], unwritten.get(self.metrics.path.name, ()))
+        self.events.truncate(state["events_size"], unwritten.get(self.events.path.name, ()))
         self.tokens, self.flops, self.last_eval = state["tokens"], state["flops"], state["last_eval"]
         step, seconds = state["last_log"]
         self.last_log = (step, seconds)
 
+    def write_all(self) -> None:
+        """Write what waits for room on the disk.
+
+        Raises
+        ------
+        OSError
+            If there still is none.
+        """
+        for lines in self._lines:
+            error = lines.flush()
+            if error is not None:
+                raise OSError(error.errno, error.strerror, str(lines.path))
+
     def close(self) -> None:
-        self.metrics.close()
-        self.events.close()
+        for lines in self._lines:
+            lines.close()

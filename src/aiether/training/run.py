@@ -8,7 +8,8 @@ import random
 import re
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +17,24 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from safetensors import SafetensorError
 
 import aiether
 from aiether.data import PackedData, prepare
 from aiether.growth import GrowthConfig, growth_warnings
-from aiether.integrations import Row, write_json
+from aiether.integrations import (
+    Interrupted,
+    Row,
+    RunFault,
+    disk_full,
+    hold,
+    interrupted_status,
+    is_disk_full,
+    raise_interrupts,
+    write_json,
+)
 
-from .arms import ArmResult, final_depth, planned_steps, run_arm, static_steps, windows
+from .arms import ArmResult, final_depth, planned_steps, run_arm, static_steps, tokens_per_step, windows
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .generate import generate
@@ -34,6 +46,15 @@ ENVIRONMENT = "environment.json"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 BASELINE = "baseline-static"
+CHANGEABLE = (
+    "on_nan",
+    "max_skipped_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "bf16",
+    "snapshot_storage",
+)
+"""Settings that may change when a run goes on; what a step consists of stays."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +67,12 @@ class RunResult:
     baselines: tuple[ArmResult, ...]
     report: Path | None
 
+    @property
+    def exit_status(self) -> int:
+        """0 when finished, else that of the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        signals = [arm.signal for arm in (self.grown, *self.baselines) if arm.signal is not None]
+        return interrupted_status(signals[0]) if signals else 0
+
 
 def train(config: TrainConfig) -> RunResult:
     """Run the main job from the start.
@@ -54,36 +81,89 @@ def train(config: TrainConfig) -> RunResult:
     ------
     ValueError
         For settings, data or an output folder that cannot work, before any long work.
+    RunFault
+        For a full disk, a loss of NaN or too little memory; what was saved stays.
+    Interrupted
+        For a signal while nothing trains, or a second one.
     """
     run_dir = Path(config.output_dir or _default_output_dir(config))
-    if (run_dir / CONFIG).exists():
-        raise ValueError(
-            f"output_dir {str(run_dir)!r} holds a run already; go on with --resume {run_dir}, or name another"
-        )
     check_device(config)
-    return _execute(replace(config, output_dir=str(run_dir)), run_dir, resume=False)
+    with _attended(run_dir):
+        if (run_dir / CONFIG).exists():
+            raise ValueError(
+                f"output_dir {str(run_dir)!r} holds a run already; go on with --resume {run_dir}, or name "
+                "another"
+            )
+        return _execute(replace(config, output_dir=str(run_dir)), run_dir, resume=False)
 
 
-def resume(run_dir: str | Path) -> RunResult:
+def resume(run_dir: str | Path, changes: Mapping[str, Any] | None = None) -> RunResult:
     """Continue an interrupted, crashed or killed run from its newest complete checkpoint.
+
+    `changes` are new values for settings in `CHANGEABLE`; the run keeps them.
 
     Raises
     ------
     ValueError
-        If the folder holds no run, or one that is finished.
+        If the folder holds no run, or one that is finished, or a change would change what a step consists of.
+    RunFault, Interrupted
+        As `train`.
     """
     run_dir = Path(run_dir)
     if not (run_dir / CONFIG).is_file():
         raise ValueError(
             f"{str(run_dir)!r} holds no run ({CONFIG} is missing); name a run folder, as in runs/NAME"
         )
-    summary, report = run_dir / SUMMARY, run_dir / REPORT
-    status = json.loads(summary.read_text())["status"] if summary.is_file() else "killed"
-    if status == "finished" and report.is_file():
-        raise ValueError(f"the run in {str(run_dir)!r} is finished; its report is {report}")
-    config = read_config(run_dir / CONFIG)
-    check_device(config)
-    return _execute(config, run_dir, resume=True)
+    with _attended(run_dir):
+        summary, report = run_dir / SUMMARY, run_dir / REPORT
+        status = json.loads(summary.read_text())["status"] if summary.is_file() else "killed"
+        if status == "finished" and report.is_file():
+            raise ValueError(f"the run in {str(run_dir)!r} is finished; its report is {report}")
+        config = read_config(run_dir / CONFIG)
+        if changes:
+            config = _changed(config, changes)
+            write_config(run_dir / CONFIG, config)
+        check_device(config)
+        return _execute(config, run_dir, resume=True)
+
+
+def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of a run that goes on with other settings, the same tokens a step among them."""
+    new = replace(config, **changes)
+    new.validate()
+    if tokens_per_step(new) != tokens_per_step(config):
+        raise ValueError(
+            f"batch_size {new.batch_size} with gradient_accumulation_steps {new.gradient_accumulation_steps} "
+            f"changes the tokens of a step: keep their product at "
+            f"{config.batch_size * config.gradient_accumulation_steps}"
+        )
+    eval_windows = config.eval_batches * config.batch_size
+    if eval_windows % new.batch_size:
+        raise ValueError(
+            f"batch_size {new.batch_size} does not divide the {eval_windows} windows of an evaluation: "
+            "choose one that does"
+        )
+    return replace(new, eval_batches=eval_windows // new.batch_size)
+
+
+@contextmanager
+def _attended(run_dir: Path) -> Iterator[None]:
+    """One process at a time, signals that clean up on the way out, and faults that say how to go on."""
+    command = f"aiether train --resume {run_dir}"
+    with hold(run_dir), raise_interrupts():
+        try:
+            yield
+        except RunFault as fault:
+            raise fault.resumed_by(command) from fault
+        except (OSError, SafetensorError) as error:
+            if not is_disk_full(error):
+                raise
+            what = getattr(error, "filename", None) or "a file of the run"
+            begun = run_dir if (run_dir / CONFIG).exists() else None
+            raise disk_full(error, str(what), run_dir, begun).resumed_by(command) from error
+        except Interrupted as stop:
+            begun = f"go on with {command}" if (run_dir / CONFIG).exists() else "nothing was trained yet"
+            raise Interrupted(stop.signal_name, f"{stop}; {begun}") from None
 
 
 def check_device(config: TrainConfig) -> None:
@@ -94,7 +174,7 @@ def check_device(config: TrainConfig) -> None:
 
 def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
     with open_display(DisplaySettings.from_config(asdict(config))) as display:
-        data = prepare(config, progress=display.progress)
+        data = _prepare(config, display)
         if resume:
             _check_same_data(run_dir, data)
         else:
@@ -122,6 +202,15 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
         result = _conclude(config, data, run_dir, grown, tuple(baselines))
         display.finish(_closing(result))
     return result
+
+
+def _prepare(config: TrainConfig, display: TrainingDisplay) -> PackedData:
+    try:
+        return prepare(config, progress=display.progress)
+    except OSError as error:
+        if not is_disk_full(error):
+            raise
+        raise disk_full(error, "the prepared data (cache_dir)", config.cache_root, None) from error
 
 
 def _open_folder(config: TrainConfig, data: PackedData, run_dir: Path) -> None:
@@ -204,6 +293,17 @@ def _emitter(display: TrainingDisplay) -> Callable[[str, Row], None]:
                 display.update({"kind": kind, **row})
             case "resume":
                 display.message(f"resumed at step {row['step']} with {row['depth']} layers")
+            case "skip":
+                display.message(
+                    f"step {row['step']}: {row['reason']}; back to step {row['back_to_step']}, and on "
+                    "without that step's batch"
+                )
+            case "damaged":
+                display.message(
+                    f"warning: checkpoint {row['checkpoint']} is damaged ({row['reason']}) and passed over"
+                )
+            case "warning":
+                display.message(f"warning: {row['text']}")
             case "phase":
                 display.message(f"step {row['step']}: layers in training: {row['trainable']}")
 
@@ -229,9 +329,13 @@ def _stayed_small(config: TrainConfig, grown: ArmResult) -> str:
 
 
 def _default_output_dir(config: TrainConfig) -> Path:
-    now = datetime.now().strftime("%Y-%m-%d-%H%M%S")
-    suffix = "".join(random.Random().choices(string.ascii_lowercase, k=3))
-    return Path("runs") / f"{now}-{re.sub(r'[^a-z0-9]+', '-', config.preset)}-{suffix}"
+    """A name that is free; should another process take it too, the folder's lock lets one of them have it."""
+    while True:
+        now = datetime.now().strftime("%Y-%m-%d-%H%M%S")
+        suffix = "".join(random.Random().choices(string.ascii_lowercase, k=3))
+        path = Path("runs") / f"{now}-{re.sub(r'[^a-z0-9]+', '-', config.preset)}-{suffix}"
+        if not path.exists():
+            return path
 
 
 def environment(data: PackedData) -> dict[str, Any]:
