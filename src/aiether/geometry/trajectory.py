@@ -8,6 +8,7 @@ asks about costs no more than its copy.
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -301,6 +302,12 @@ def _mapped(size: tuple[int, int], dtype: torch.dtype, directory: Path | None) -
         directory.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(prefix="trajectory-", dir=directory, delete=False) as file:
         path = Path(file.name)
+        if hasattr(os, "posix_fallocate"):  # a full disk is an error here, and a fatal signal in the mapping
+            try:
+                os.posix_fallocate(file.fileno(), 0, size[0] * size[1] * dtype.itemsize)
+            except OSError:
+                path.unlink()
+                raise
     rows = torch.from_file(str(path), shared=True, size=size[0] * size[1], dtype=dtype).view(size)
     # The mapping keeps the data; without its name nothing is left behind by a run that is killed. (Windows
     # refuses while the file is mapped, and the file then stays in the folder.)

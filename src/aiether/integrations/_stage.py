@@ -107,11 +107,11 @@ class Stage:
         self._lap_start = time.perf_counter()
 
     def before_step(self, step: int) -> None:
-        if self.interrupted:
-            raise StageLeft
         if self.save_interval_steps and step > 0 and step % self.save_interval_steps == 0:
             self.save(step)
             self._lap_start = time.perf_counter()
+        if self.interrupted:
+            raise StageLeft
         if step in self.skipped or self.trainer.args.gradient_accumulation_steps > 1:
             self._losses_before_step = self.trainer._tr_loss.clone()
         self._in_step = True
