@@ -144,10 +144,8 @@ class Recorder(RunObserver):
     def _tell_if_full(self) -> None:
         waiting = [lines.path.name for lines in self._lines if lines.unwritten]
         if waiting and not self._said_full:
-            where = f"{' and '.join(waiting)} in {self.run_dir}"
-            self.emit(
-                "warning", {"text": f"the disk is full: rows of {where} wait in memory; free some space"}
-            )
+            rows = f"rows of {' and '.join(waiting)} wait in memory"
+            self.emit("warning", {"text": f"the disk is full: {rows}; free some space in {self.run_dir}"})
         self._said_full = bool(waiting)
 
     @property
