@@ -30,7 +30,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-DAMAGE: dict[str, tuple[str, Callable[[Path], None], str]] = {
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a bit of the weights": ("model.safetensors", flip_a_bit, "model.safetensors is not as it was written"),
     "a bit of the moments": (MOMENTS, flip_a_bit, f"{MOMENTS} is not as it was written"),
     "a bit of the state": (STATE, lambda path: flip_a_bit(path, 0.9), f"{STATE} is not as it was written"),

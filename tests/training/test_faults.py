@@ -97,9 +97,11 @@ def at_step(step: int, action: Callable[[], None], arm: str = "") -> Iterator[No
     """Do something after a step of an arm, where the run records it."""
     original = Recorder.on_step
 
-    def on_step(self: Recorder, now: int, train_seconds: float) -> None:
-        original(self, now, train_seconds)
-        if now == step and self.run_dir.name.startswith(arm):
+    at = step
+
+    def on_step(self: Recorder, step: int, train_seconds: float) -> None:
+        original(self, step, train_seconds)
+        if step == at and self.run_dir.name.startswith(arm):
             action()
 
     Recorder.on_step = on_step
@@ -341,6 +343,16 @@ def test_a_run_goes_on_with_smaller_batches_and_the_same_tokens_a_step(
         name = "eval_loss" if one["kind"] == "eval" else "loss"
         assert one[name] == pytest.approx(other[name], rel=1e-4)
         assert one["tokens"] == other["tokens"]
+
+
+def test_a_final_depth_that_cannot_fit_is_refused_before_the_run(
+    train: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", max_layers=10**7) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "the largest planned depth, 10000000 layers, needs at least" in said
+    assert not (tmp_path / "run").exists()
 
 
 # -- clocks ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from ._growth_callback import GrowthCallback
 from ._head import causal_loss
 from ._interrupt import Interrupted, interrupted_status, raise_interrupts
 from ._lock import hold
+from ._memory import Workload, check_memory
 from ._observer import Row, RunObserver
 from ._quiet import without_progress_bars
 from ._run import FitResult, OnNan
@@ -26,6 +27,8 @@ __all__ = [
     "RunFault",
     "RunObserver",
     "causal_loss",
+    "Workload",
+    "check_memory",
     "disk_full",
     "fit",
     "hold",

@@ -20,6 +20,7 @@ from ._checkpoint import Checkpoint, CheckpointStore, RunRecord, to_json
 from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full, is_out_of_memory, less_memory
 from ._finite import NotFinite, gradient_norms, moment_tensors, not_finite
 from ._interrupt import InterruptFlag
+from ._memory import check_memory
 from ._model import compile_blocks, frozen_names, grow_model
 from ._observer import Row, RunObserver
 from ._optimizer_state import (
@@ -30,7 +31,7 @@ from ._optimizer_state import (
     unwrap_optimizer,
 )
 from ._quiet import quiet_about_tied_weights, without_progress_bars
-from ._setup import planned_steps, save_interval
+from ._setup import planned_steps, save_interval, workload
 from ._stage import Handover, Stage, StageLeft
 
 logger = logging.get_logger("aiether")
@@ -101,6 +102,9 @@ class Run:
         self.last: Checkpoint | None = None
 
     def execute(self, resume: bool | str | Path) -> FitResult:
+        work = workload(self.trainer)
+        if work is not None:
+            check_memory(_unwrapped(self.trainer), self.controller.config, work, self.trainer.args.device)
         checkpoint, damaged = self._find(resume)
         if checkpoint is None:
             bad = not_finite(_unwrapped(self.trainer).named_parameters())

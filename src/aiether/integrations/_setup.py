@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, Trainer
 from aiether.growth import GROWTH_PRESETS, GrowthConfig, family_of
 
 from ._growth_callback import GrowthCallback
+from ._memory import Workload
 from ._verify import check_blocks, check_one_device
 
 _NEEDS_LOSS = ("geometric", "plateau")
@@ -107,3 +108,18 @@ def save_interval(trainer: Trainer, total_steps: int, steps_per_epoch: int) -> i
             raise ValueError(
                 f"save_strategy={other!r} does not fit a growing model; use 'steps', 'epoch' or 'no'"
             )
+
+
+def workload(trainer: Any) -> Workload | None:
+    """What a training step consists of; None where the length of the sequences cannot be seen beforehand."""
+    args, dataset = trainer.args, trainer.train_dataset
+    if isinstance(dataset, IterableDataset) or not len(dataset) or "input_ids" not in dataset[0]:
+        return None
+    adam = "adam" in str(args.optim) and type(trainer).create_optimizer is Trainer.create_optimizer
+    return Workload(
+        batch_size=args.per_device_train_batch_size,
+        context_length=len(dataset[0]["input_ids"]),
+        accumulation=args.gradient_accumulation_steps,
+        moments_per_weight=2 if adam and trainer.optimizer is None else 1,
+        bf16=args.bf16,
+    )

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel
 
 from aiether.data import PackedData, TokenWindows
 from aiether.evaluation import flops_per_token
 from aiether.growth import GrowthConfig, planned_depth
-from aiether.integrations import Row, fit, without_progress_bars, write_json
+from aiether.integrations import Row, Workload, check_memory, fit, without_progress_bars, write_json
 
 from .config import TrainConfig
 from .model import build_model
@@ -80,6 +81,18 @@ def new_model(config: TrainConfig, data: PackedData, depth: int) -> PreTrainedMo
         final_depth=final_depth(config),
         seed=config.seed,
     )
+
+
+def check_final_depth(config: TrainConfig, data: PackedData, device: torch.device) -> None:
+    """Refuse a run whose planned final depth does not fit into the memory that is free."""
+    work = Workload(
+        batch_size=config.batch_size,
+        context_length=config.context_length,
+        accumulation=config.gradient_accumulation_steps,
+        moments_per_weight=2 if config.optimizer == "adamw" else 1,
+        bf16=config.bf16,
+    )
+    check_memory(new_model(config, data, config.n_layer), config, work, device)
 
 
 def run_arm(

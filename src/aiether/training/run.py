@@ -34,7 +34,16 @@ from aiether.integrations import (
     write_json,
 )
 
-from .arms import ArmResult, final_depth, planned_steps, run_arm, static_steps, tokens_per_step, windows
+from .arms import (
+    ArmResult,
+    check_final_depth,
+    final_depth,
+    planned_steps,
+    run_arm,
+    static_steps,
+    tokens_per_step,
+    windows,
+)
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .generate import generate
@@ -216,7 +225,8 @@ def _prepare(config: TrainConfig, display: TrainingDisplay) -> PackedData:
 def _open_folder(config: TrainConfig, data: PackedData, run_dir: Path) -> None:
     """Make the run folder, after everything that can be refused has been."""
     windows(config, data, max_steps=1)
-    build_arguments(config, max_steps=1, output_dir=run_dir)
+    arguments = build_arguments(config, max_steps=1, output_dir=run_dir)
+    check_final_depth(config, data, arguments.device)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / ENVIRONMENT, environment(data))
     write_config(run_dir / CONFIG, config)  # last: from here on the folder is a run that can be resumed
