@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .geometry import Extrapolator, GeometryMetrics, Trajectory
     from .growth import GrowthConfig, GrowthController, GrowthPlan, TrainingState, migrate
-    from .integrations import FitResult, GrowthError, RunObserver, fit
+    from .integrations import FitResult, GrowthError, RunFault, RunObserver, fit
 
 __version__ = "0.1.0"
 
@@ -24,6 +24,7 @@ _HOMES = {
     "GrowthController": "growth",
     "GrowthError": "integrations",
     "GrowthPlan": "growth",
+    "RunFault": "integrations",
     "RunObserver": "integrations",
     "Trajectory": "geometry",
     "TrainingState": "growth",
@@ -39,6 +40,7 @@ __all__ = [
     "GrowthController",
     "GrowthError",
     "GrowthPlan",
+    "RunFault",
     "RunObserver",
     "TrainingState",
     "Trajectory",

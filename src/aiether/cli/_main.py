@@ -21,7 +21,7 @@ COMMANDS = {
 }
 """Each command is the module `aiether.cli.<name>` with `run(arguments) -> exit status`."""
 
-USER_ERROR, STOPPED, INTERRUPTED = 2, 3, 130
+USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,17 +54,22 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
-    """Report ValueError and OSError as one line and exit 2; AIETHER_TRACEBACK=1 shows where they arose."""
+    """Report mistakes (ValueError, OSError: exit 2), faults and interrupts as one line.
+
+    AIETHER_TRACEBACK=1 shows where mistakes and faults arose.
+    """
     try:
         yield
     except KeyboardInterrupt as stop:
         print(f"{program}: {stop if str(stop) else 'interrupted'}", file=sys.stderr)
         raise SystemExit(getattr(stop, "exit_status", INTERRUPTED)) from None
-    except (ValueError, OSError) as error:
-        if os.environ.get("AIETHER_TRACEBACK") == "1":
+    except (ValueError, OSError, RuntimeError) as error:
+        mistake = isinstance(error, (ValueError, OSError))
+        status = getattr(error, "exit_status", USER_ERROR if mistake else None)  # a RunFault has its own
+        if status is None or os.environ.get("AIETHER_TRACEBACK") == "1":
             raise
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(USER_ERROR) from None
+        raise SystemExit(status) from None
 
 
 def overview() -> str:

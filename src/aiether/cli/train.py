@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,7 +22,6 @@ from aiether.training.config import (
     setting_types,
 )
 
-from ._main import STOPPED
 from ._parse import given_flags, parse, setting_name
 from ._settings import settings_dataclass, values_of
 
@@ -54,16 +52,8 @@ class SourceFlags:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train or resume; 0 when the run finished, 130 or 143 when a signal ended it, 3 when a fault did."""
-    try:
-        return train(arguments).exit_status
-    except RuntimeError as error:
-        from aiether.integrations import RunFault  # loaded by now; at the top it would cost seconds
-
-        if not isinstance(error, RunFault) or os.environ.get("AIETHER_TRACEBACK") == "1":
-            raise
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
-        return STOPPED
+    """Train or resume; 0 when the run finished, 130 or 143 when a signal ended it (and it was saved)."""
+    return train(arguments).exit_status
 
 
 def train(arguments: Sequence[str], *, default_preset: str = DEFAULT_PRESET) -> RunResult:

@@ -133,6 +133,10 @@ class CheckpointStore:
         except (ValueError, TypeError, KeyError, AttributeError, IndexError):
             return f"{MARKER} cannot be read (damaged, or written by another version of aiether)"
 
+    def has_any(self) -> bool:
+        """Whether there is any checkpoint, whole or damaged."""
+        return bool(self._all())
+
     def _all(self) -> list[Checkpoint]:
         found = [
             Checkpoint(path, int(match[1]), int(match[2]))

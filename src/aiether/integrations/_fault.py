@@ -21,6 +21,8 @@ class RunFault(RuntimeError):
     `checkpoint` is the newest complete one, None if there is none yet.
     """
 
+    exit_status = 3
+
     def __init__(
         self, problem: str, remedy: str, checkpoint: Path | None, resume: str = "fit(trainer, resume=True)"
     ) -> None:

@@ -42,7 +42,8 @@ class FiniteWatch:
             If one of the steps noted so far was not finite and it was time to look.
         """
         self._steps.append(step)
-        self._values.append(loss_sum.detach() + gradient_norm)  # finite if both are; one kernel
+        norm = 0.0 if gradient_norm is None else gradient_norm  # a Trainer with a clipping of its own
+        self._values.append(loss_sum.detach() + norm)  # finite if both are; one kernel
         if loss_sum.device.type == "cpu" or len(self._steps) >= _LOOK_AFTER:
             self.look()
 
@@ -87,7 +88,7 @@ def gradient_norms(accelerator: Any, take: Callable[[Any], None]) -> Iterator[No
 
     The Trainer computes it once a step, whether it clips or not, and tells callbacks only at log moments.
     """
-    original = accelerator.clip_grad_norm_
+    original, own = accelerator.clip_grad_norm_, vars(accelerator).get("clip_grad_norm_")
 
     def clip_grad_norm_(*args: Any, **kwargs: Any) -> Any:
         norm = original(*args, **kwargs)
@@ -99,3 +100,5 @@ def gradient_norms(accelerator: Any, take: Callable[[Any], None]) -> Iterator[No
         yield
     finally:
         del accelerator.clip_grad_norm_
+        if own is not None:
+            accelerator.clip_grad_norm_ = own

@@ -398,6 +398,11 @@ class Run:
     def _find(self, resume: bool | str | Path) -> tuple[Checkpoint | None, dict[Path, str]]:
         """The checkpoint to go on from, None to start; and those that were skipped, with the reasons."""
         if resume is False:
+            if self.store.has_any():
+                raise ValueError(
+                    f"{self.store.directory} holds checkpoints of an earlier run: go on with resume=True, or "
+                    "name another output_dir"
+                )
             return None, {}
         if resume is True:
             found, damaged = self.store.newest()

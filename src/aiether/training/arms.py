@@ -181,10 +181,13 @@ def export(model: PreTrainedModel, tokenizer_dir: Path | None, directory: Path) 
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.config.use_cache = True  # off while training; generation wants it
-    with without_progress_bars():
-        model.save_pretrained(temporary)
-    model.config.use_cache = False
-    if tokenizer_dir is not None:
-        shutil.copytree(tokenizer_dir, temporary, dirs_exist_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
-    temporary.rename(directory)
+    try:
+        with without_progress_bars():
+            model.save_pretrained(temporary)
+        if tokenizer_dir is not None:
+            shutil.copytree(tokenizer_dir, temporary, dirs_exist_ok=True)
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.rename(directory)
+    finally:
+        model.config.use_cache = False
+        shutil.rmtree(temporary, ignore_errors=True)  # what a full disk left of it
