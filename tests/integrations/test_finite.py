@@ -41,7 +41,6 @@ def trainer(folder: Path, *empty: int, **settings: Any) -> Trainer:
         folder,
         model,
         train_sampling_strategy="sequential",
-        logging_nan_inf_filter=False,
         **{**plain, **settings},
     )
     made.train_dataset = WithEmptyBatches(*empty)
@@ -170,3 +169,28 @@ def test_watching_does_not_wait_for_the_device() -> None:
     with pytest.raises(NotFinite) as found:
         watch.look()
     assert found.value.step == 7
+
+
+def test_a_users_own_optimizer_and_schedule_go_back_to_the_start_too(tmp_path: Path) -> None:
+    rates: list[dict[int, float]] = []
+    for name, empty in (("plain", ()), ("skipping", (2, 3))):
+        model, watch = tiny_model(), Watch()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=STEPS)
+        made = tiny_trainer(
+            tmp_path / name,
+            model,
+            max_steps=STEPS,
+            eval_steps=4,
+            save_steps=50,
+            logging_steps=1,
+            optimizers=(optimizer, scheduler),
+            train_sampling_strategy="sequential",
+        )
+        made.train_dataset = WithEmptyBatches(*empty)
+        fit(made, growth(trigger="never", init="copy"), observers=[watch], on_nan="skip")
+        rates.append({row["step"]: row["learning_rate"] for row in watch.rows})
+        assert [event["step"] for event in watch.events if event["event"] == "skip"][-len(empty) :] == [
+            *empty
+        ]
+    assert rates[0] == rates[1]

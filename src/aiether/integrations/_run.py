@@ -119,12 +119,14 @@ class Run:
             self._announce({"event": "resume", "step": checkpoint.step, "depth": depth})
             if checkpoint.step >= self.total_steps and not self.handover.pending_evaluation:
                 return self._result("finished", checkpoint.step)
-        strategy = self.trainer.args.save_strategy
-        self.trainer.args.save_strategy = "no"  # the Trainer's own checkpoints key the optimizer by position
+        args = self.trainer.args
+        before = args.save_strategy, args.logging_nan_inf_filter
+        args.save_strategy = "no"  # the Trainer's own checkpoints key the optimizer by position
+        args.logging_nan_inf_filter = False  # it hides such losses, and waits for the device at every step
         try:
             return self._stages()
         finally:
-            self.trainer.args.save_strategy = strategy
+            args.save_strategy, args.logging_nan_inf_filter = before
 
     def _stages(self) -> FitResult:
         while True:
