@@ -143,10 +143,12 @@ def test_resume_refuses_a_word_and_still_shows_help(capsys: pytest.CaptureFixtur
 def test_resume_and_train_reach_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     from aiether.training import run as job
 
-    monkeypatch.setattr(job, "resume", lambda path: ("resumed", path))
+    monkeypatch.setattr(job, "resume", lambda path, changes: ("resumed", path, changes))
     monkeypatch.setattr(job, "train", lambda config: ("trained", config))
     resumed: Any = train(["--resume", "runs/x"])
-    assert resumed == ("resumed", Path("runs/x"))
+    assert resumed == ("resumed", Path("runs/x"), {})
+    changed: Any = train(["--on-nan=skip", "--resume", "runs/x", "--batch_size", "4", "--no-bf16"])
+    assert changed == ("resumed", Path("runs/x"), {"on_nan": "skip", "batch_size": 4, "bf16": False})
     trained: Any = train(["--lr", "1e-3"], default_preset="report")
     assert trained == ("trained", settings("--lr", "1e-3"))
 
