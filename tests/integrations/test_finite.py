@@ -77,7 +77,8 @@ def skipping(folder: Path, *empty: int, **settings: Any) -> tuple[FitResult, Wat
 
 @pytest.mark.parametrize("settings", [{}, {"own_muon": True}], ids=["adamw", "an own muon"])
 def test_skip_leaves_weights_and_moments_of_that_step_alone(tmp_path: Path, settings: dict[str, Any]) -> None:
-    result, watch = skipping(tmp_path, 8, save_steps=1, config=growth(growth_fractions=(0.75,)), **settings)
+    config = growth(trigger="never", init="copy")
+    result, watch = skipping(tmp_path, 8, save_steps=1, max_steps=10, config=config, **settings)
     assert result.status == "finished"
     (skip,) = [event for event in watch.events if event["event"] == "skip"]
     assert (skip["step"], skip["back_to_step"]) == (8, 7)
@@ -106,7 +107,7 @@ def test_a_training_row_averages_the_steps_that_count(tmp_path: Path) -> None:
 def test_two_skips_from_one_checkpoint_and_a_crash_end_at_the_same_bits(tmp_path: Path) -> None:
     """Back to the start for the first, too; the second finds the first again on its way."""
     expected, whole = skipping(tmp_path / "whole", 2, 8, 9)
-    for crash_at in (4, 9, 12):
+    for crash_at in (4, 9):
         with pytest.raises(RuntimeError, match="crash"):
             skipping(tmp_path / "cut", 2, 8, 9, crash_at=crash_at, resume=True)
     actual, resumed = skipping(tmp_path / "cut", 2, 8, 9, resume=True)

@@ -45,9 +45,22 @@ def trainer(folder: Path, **settings: Any) -> Trainer:
     return tiny_trainer(folder, train_sampling_strategy="sequential", **{**plain, **settings})
 
 
-def whole_run(folder: Path, config: GrowthConfig, **settings: Any) -> tuple[FitResult, Watch]:
-    watch = Watch()
-    return fit(trainer(folder / "whole", **settings), config, observers=[watch]), watch
+Whole = Callable[..., tuple[FitResult, Watch]]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The run that no signal disturbs, once for each configuration."""
+    done: dict[str, tuple[FitResult, Watch]] = {}
+
+    def run(config: GrowthConfig, **settings: Any) -> tuple[FitResult, Watch]:
+        key = f"{config} {settings}"
+        if key not in done:
+            watch, folder = Watch(), tmp_path_factory.mktemp("whole")
+            done[key] = fit(trainer(folder, **settings), config, observers=[watch]), watch
+        return done[key]
+
+    return run
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -68,9 +81,9 @@ PHASES = growth(protocol="report", isolated_warmup_steps=3, growth_fractions=(5 
     ],
 )
 def test_a_long_evaluation_ends_early_and_is_made_up_for(
-    tmp_path: Path, step: int, config: GrowthConfig
+    whole_run: Whole, tmp_path: Path, step: int, config: GrowthConfig
 ) -> None:
-    expected, all_of_it = whole_run(tmp_path, config)
+    expected, all_of_it = whole_run(config)
     stopped, first, second = trainer(tmp_path), Watch(), Watch()
     stopped.eval_dataset = items = Acting(8, 2, lambda: stopped.state.global_step == step)
     result = fit(stopped, config, observers=[first])
@@ -87,9 +100,9 @@ def test_a_long_evaluation_ends_early_and_is_made_up_for(
     assert told == [event["step"] for event in all_of_it.events]
 
 
-def test_a_step_of_many_batches_is_given_up_in_the_middle(tmp_path: Path) -> None:
+def test_a_step_of_many_batches_is_given_up_in_the_middle(whole_run: Whole, tmp_path: Path) -> None:
     settings = {"gradient_accumulation_steps": 4, "max_steps": 6, "per_device_train_batch_size": 2}
-    expected, all_of_it = whole_run(tmp_path, growth(), **settings)
+    expected, all_of_it = whole_run(growth(), **settings)
     stopped, first, second = trainer(tmp_path, **settings), Watch(), Watch()
 
     def begins(self: Any, *args: Any) -> torch.Tensor:
@@ -106,8 +119,10 @@ def test_a_step_of_many_batches_is_given_up_in_the_middle(tmp_path: Path) -> Non
     assert timeless(first.rows + second.rows) == timeless(all_of_it.rows)
 
 
-def test_in_a_growth_the_grown_model_is_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, _ = whole_run(tmp_path, growth())
+def test_in_a_growth_the_grown_model_is_saved(
+    whole_run: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = whole_run(growth(growth_fractions=(0.3,)))
     honest = controller.migrate
 
     def migrate(*args: Any, **kwargs: Any) -> Any:
@@ -116,9 +131,10 @@ def test_in_a_growth_the_grown_model_is_saved(tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch:
         patch.setattr(controller, "migrate", migrate)
-        result = fit(trainer(tmp_path), growth())
+        result = fit(trainer(tmp_path), growth(growth_fractions=(0.3,)))
     assert (result.status, result.depth, result.num_growths) == ("interrupted", 4, 1)
-    assert_same(weights(expected), weights(fit(trainer(tmp_path), growth(), resume=True)))
+    resumed = fit(trainer(tmp_path), growth(growth_fractions=(0.3,)), resume=True)
+    assert_same(weights(expected), weights(resumed))
 
 
 def test_in_a_save_no_further_step_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from aiether.growth import GrowthConfig
-from aiether.integrations import CheckpointStore, OutOfMemory, Workload, check_memory, fit
+from aiether.integrations import CheckpointStore, FitResult, OutOfMemory, Workload, check_memory, fit
 from aiether.integrations._memory import container_free, fits, measured_activations, memory_need
 
 from .test_fit import Watch, assert_same, growth, weights
@@ -84,11 +84,11 @@ def test_the_trial_finds_out_whether_the_largest_depth_fits() -> None:
     state = torch.get_rng_state()
     need = memory_need(model, config, WORK, CPU)
     assert fits(model, config, WORK, CPU, need)
-    large = growth(max_layers=4_000)
+    large = replace(WORK, batch_size=20_000)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (64 << 20), hard))
     try:
-        assert not fits(model, large, WORK, CPU, memory_need(model, large, WORK, CPU))
+        assert not fits(model, config, large, CPU, need)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert torch.equal(torch.get_rng_state(), state)
@@ -120,13 +120,18 @@ def trainer(folder: Path, fails_at: int | None = None, *, training: bool = True)
     return made
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[FitResult, Watch]:
+    watch = Watch()
+    return fit(trainer(tmp_path_factory.mktemp("whole")), growth(), observers=[watch]), watch
+
+
 @pytest.mark.parametrize(("step", "training"), [(7, True), (8, False)], ids=["a step", "an evaluation"])
 def test_running_out_in_the_middle_saves_first_and_says_what_to_lower(
-    tmp_path: Path, step: int, training: bool
+    undisturbed: tuple[FitResult, Watch], tmp_path: Path, step: int, training: bool
 ) -> None:
-    config: GrowthConfig = growth()
-    whole, first, second = Watch(), Watch(), Watch()
-    expected = fit(trainer(tmp_path / "whole"), config, observers=[whole])
+    (expected, whole), config = undisturbed, growth()
+    first, second = Watch(), Watch()
     where = "step 8" if training else "the evaluation at step 8"
     with pytest.raises(OutOfMemory, match=f"^{where} with 8 layers ran out of memory") as fault:
         fit(trainer(tmp_path, step, training=training), config, observers=[first])
