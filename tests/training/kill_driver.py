@@ -17,7 +17,7 @@ import torch
 
 from aiether.growth import controller
 from aiether.integrations import _checkpoint, _stage
-from aiether.training import arms, run
+from aiether.training import arms, run, samples
 from aiether.training.config import resolve
 
 
@@ -73,6 +73,7 @@ KILLS: dict[str, Callable[[], None]] = {
 def main(settings: dict[str, Any], run_dir: str, kill: str) -> None:
     torch.set_num_threads(1)
     run.write_report = lambda directory: directory / "report.html"  # seconds a run, and not what is tested
+    samples.NEW_TOKENS = 20
     KILLS[kill]()
     if (Path(run_dir) / run.CONFIG).exists():
         run.resume(run_dir)

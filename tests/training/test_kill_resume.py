@@ -50,6 +50,12 @@ SETTINGS: dict[str, Any] = {
     "device": "cpu",
 }
 
+CLI = """
+from aiether.cli import main
+from aiether.training import samples
+samples.NEW_TOKENS = 20  # as in kill_driver.py
+raise SystemExit(main())
+"""
 
 Job = Callable[..., int]
 
@@ -171,7 +177,7 @@ def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(
 def start_cli(settings: dict[str, Any], run_dir: Path) -> subprocess.Popen[str]:
     flags = [f"--{name}={value}" for name, value in settings.items()]
     return subprocess.Popen(
-        [sys.executable, "-m", "aiether", "train", *flags, f"--output_dir={run_dir}"],
+        [sys.executable, "-c", CLI, "train", *flags, f"--output_dir={run_dir}"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

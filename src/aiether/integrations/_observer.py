@@ -17,6 +17,12 @@ class RunObserver:
     def on_stage(self, *, stage: int, step: int, model: PreTrainedModel, lineage: Lineage) -> None:
         """A stage starts: fixed architecture, fixed trainable set."""
 
+    def on_stage_end(self, *, step: int, model: PreTrainedModel, grows: bool) -> None:
+        """A stage is over: `grows` says that the model now grows; else it changes phase, ends or pauses.
+
+        What is written here belongs to the checkpoint that follows. The clock of training stands still.
+        """
+
     def on_log(self, row: Row) -> None:
         """Training figures: step, loss, grad_norm, learning_rate, depth, stage, train_seconds (so far)."""
 

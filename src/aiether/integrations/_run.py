@@ -149,6 +149,10 @@ class Run:
         self.train_seconds = stage.train_seconds
         self.handover = self._handover(stage)
         self._check_finite(step, self.handover)
+        for observer in self.observers:
+            observer.on_stage_end(
+                step=step, model=_unwrapped(self.trainer), grows=stage.decision is not None
+            )
         if stage.decision is not None:
             self._grow(stage.decision, stage.last_evaluation, step)
         elif (

@@ -21,6 +21,7 @@ from aiether.integrations import Row, Workload, check_memory, fit, without_progr
 from .config import TrainConfig
 from .model import build_model
 from .recorder import Recorder
+from .samples import Sampler
 from .trainer import build_trainer
 
 RESULT = "result.json"
@@ -110,7 +111,7 @@ def run_arm(
     """Train from `depth` layers for `max_steps` steps; with `resume`, from the newest complete checkpoint."""
     arm_dir.mkdir(parents=True, exist_ok=True)
     if not resume:
-        for record in ("metrics.jsonl", "events.jsonl"):
+        for record in ("metrics.jsonl", "events.jsonl", "samples.jsonl"):
             (arm_dir / record).unlink(missing_ok=True)
     train, validation = windows(config, data, max_steps)
     trainer = build_trainer(
@@ -123,6 +124,7 @@ def run_arm(
         total_steps=max_steps,
         bytes_per_token=data.bytes_per_token,
         emit=emit,
+        sampler=sampler(config, data),
     )
     emit("start", {"arm": name, "total_steps": max_steps, "depth": depth})
     try:
@@ -166,6 +168,13 @@ def windows(config: TrainConfig, data: PackedData, max_steps: int) -> tuple[Toke
     available = len(data.validation) // config.context_length
     wanted = min(config.eval_batches * config.batch_size, available)
     return train, TokenWindows(data.validation, config.context_length, seed=None, num_windows=wanted)
+
+
+def sampler(config: TrainConfig, data: PackedData) -> Sampler | None:
+    """What draws the run's text samples; None for tokens without a tokenizer."""
+    if data.tokenizer_dir is None:
+        return None
+    return Sampler(data.tokenizer_dir, config.sample_prompt, config.seed)
 
 
 def static_steps(config: TrainConfig, data: PackedData, *, depth: int, flops: int) -> int:

@@ -49,16 +49,51 @@ def generate(
             model_dir, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
     model.to(target).eval()
-    ids = text(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].long().to(target)
-    if ids.numel() == 0:
-        ids = torch.tensor([[_start_token(text)]], device=target)
+    return continue_text(
+        model,
+        text,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+
+
+def continue_text(
+    model: Any,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> str:
+    """The prompt and what a model in evaluation mode adds to it; the global random state is left as it was.
+
+    Raises
+    ------
+    ValueError
+        For an empty prompt that the tokenizer has no token to start from.
+    """
+    ids = prompt_ids(tokenizer, prompt).to(model.device)
     sampling: dict[str, Any] = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        ids = _extend(model, ids, max_new_tokens, text.eos_token_id, sampling)
-    return prompt + str(text.decode(ids[0], skip_special_tokens=True))
+        ids = _extend(model, ids, max_new_tokens, tokenizer.eos_token_id, sampling)
+    return prompt + str(tokenizer.decode(ids[0], skip_special_tokens=True))
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str) -> Tensor:
+    """The prompt as ids, int64 of shape (1, length); an empty one is the token that a text starts with."""
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    assert isinstance(ids, Tensor)
+    return ids.long() if ids.numel() else torch.tensor([[_start_token(tokenizer)]])
 
 
 def find_model(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""The run folder's records (metrics, events, lineage), continued exactly after a resume."""
+"""The run folder's records (metrics, events, samples, lineage), continued exactly after a resume."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from aiether.growth import Lineage, block_tensors, family_of
 from aiether.integrations import Row, RunObserver, is_disk_full, write_json
 
 from .layer_states import LayerStateManager
+from .samples import Sampler
 
 
 class JsonLines:
@@ -88,12 +89,15 @@ class Recorder(RunObserver):
         total_steps: int,
         bytes_per_token: float | None,
         emit: Callable[[str, Row], None],
+        sampler: Sampler | None = None,
     ) -> None:
         self.run_dir, self.context_length, self.tokens_per_step = run_dir, context_length, tokens_per_step
         self.bytes_per_token, self.total_steps, self.emit = bytes_per_token, total_steps, emit
         self.layers = LayerStateManager(run_dir / "layers")
         self.metrics, self.events = JsonLines(run_dir / "metrics.jsonl"), JsonLines(run_dir / "events.jsonl")
+        self.sampler, self.samples = sampler, JsonLines(run_dir / "samples.jsonl")
         self.tokens, self.flops, self.flops_per_step, self.step = 0, 0, 0, 0
+        self.last_sample_step = -1
         self.last_log: tuple[int, float] = (0, 0.0)  # (step, train_seconds) of the last training row
         self.last_eval: Row = {}
         self._said_full = False
@@ -104,6 +108,17 @@ class Recorder(RunObserver):
         write_json(self.run_dir / "lineage.json", lineage.to_dict() | {"steps": self.total_steps})
         self._save_layers(step, model, lineage)
         self.emit("stage", {"stage": stage, "step": step, "depth": lineage.depth})
+
+    def on_stage_end(self, *, step: int, model: PreTrainedModel, grows: bool) -> None:
+        """What the model of this depth had to say at its end, before it grows or is done."""
+        if self.sampler is None or not (grows or step >= self.total_steps) or step == self.last_sample_step:
+            return  # the last: resumed after the sample, before the run's end was on record
+        row = {"step": step, "depth": model.config.num_hidden_layers, "prompt": self.sampler.prompt}
+        row["text"] = self.sampler.sample(model)
+        self.samples.append(row)
+        self._tell_if_full()
+        self.last_sample_step = step
+        self.emit("sample", row)
 
     def _save_layers(self, step: int, model: PreTrainedModel, lineage: Lineage) -> None:
         """At a birth: L0 of what is born, L1 of what stood before (it comes through unchanged)."""
@@ -150,7 +165,7 @@ class Recorder(RunObserver):
 
     @property
     def _lines(self) -> tuple[JsonLines, ...]:
-        return self.metrics, self.events
+        return self.metrics, self.events, self.samples
 
     def _budget(self, seconds: float) -> Row:
         return {"tokens": self.tokens, "flops": self.flops, "elapsed_s": seconds}
@@ -165,6 +180,8 @@ class Recorder(RunObserver):
         return {
             "metrics_size": self.metrics.size(),
             "events_size": self.events.size(),
+            "samples_size": self.samples.size(),
+            "last_sample_step": self.last_sample_step,
             "tokens": self.tokens,
             "flops": self.flops,
             "last_log": list(self.last_log),
@@ -173,9 +190,9 @@ class Recorder(RunObserver):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        unwritten = state["unwritten"]
-        self.metrics.truncate(state["metrics_size"], unwritten.get(self.metrics.path.name, ()))
-        self.events.truncate(state["events_size"], unwritten.get(self.events.path.name, ()))
+        for lines, size in zip(self._lines, ("metrics_size", "events_size", "samples_size"), strict=True):
+            lines.truncate(state[size], state["unwritten"].get(lines.path.name, ()))
+        self.last_sample_step = state["last_sample_step"]
         self.tokens, self.flops, self.last_eval = state["tokens"], state["flops"], state["last_eval"]
         step, seconds = state["last_log"]
         self.last_log = (step, seconds)

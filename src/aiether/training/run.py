@@ -40,13 +40,13 @@ from .arms import (
     final_depth,
     planned_steps,
     run_arm,
+    sampler,
     static_steps,
     tokens_per_step,
     windows,
 )
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
-from .generate import generate
 from .report import write_report
 from .trainer import build_arguments
 
@@ -227,6 +227,7 @@ def _open_folder(config: TrainConfig, data: PackedData, run_dir: Path) -> None:
     windows(config, data, max_steps=1)
     arguments = build_arguments(config, max_steps=1, output_dir=run_dir)
     check_final_depth(config, data, arguments.device)
+    sampler(config, data)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / ENVIRONMENT, environment(data))
     write_config(run_dir / CONFIG, config)  # last: from here on the folder is a run that can be resumed
@@ -265,8 +266,6 @@ def _conclude(
 ) -> RunResult:
     done = all(arm.status == "finished" for arm in (grown, *baselines))
     status: Literal["finished", "interrupted"] = "finished" if done else "interrupted"
-    if grown.status == "finished" and data.tokenizer_dir is not None:
-        _write_sample(config, run_dir, grown)
     (run_dir / REPORT).unlink(missing_ok=True)  # an interrupted run's; resume looks for the last one
     write_json(run_dir / SUMMARY, _summary(status, grown, baselines))
     return RunResult(run_dir, status, grown, baselines, write_report(run_dir))
@@ -281,12 +280,6 @@ def _closing(result: RunResult) -> dict[str, Any]:
     if result.status == "interrupted":
         closing["resume"] = f"aiether train --resume {result.run_dir}"
     return closing
-
-
-def _write_sample(config: TrainConfig, run_dir: Path, grown: ArmResult) -> None:
-    text = generate(run_dir / "final", config.sample_prompt, max_new_tokens=120, seed=config.seed)
-    row = {"step": grown.steps, "depth": grown.depth, "prompt": config.sample_prompt, "text": text}
-    (run_dir / "samples.jsonl").write_text(json.dumps(row) + "\n")
 
 
 # -- what the terminal says -----------------------------------------------------------------------------
