@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from aiether.training.report._facts import verdicts
+from aiether.training.report._facts import cost_tables, verdicts
 from aiether.training.report._lineage import age_role, birth_steps, layer_outline, position_at
 from aiether.training.report._run import Layer, Run, load_run
-from aiether.training.report._series import compare, flops_to_reach, frame, smooth, thin
+from aiether.training.report._series import compare, cost_to_reach, frame, smooth, thin
 
 # --- what the numbers mean ----------------------------------------------------------------------------
 
@@ -43,6 +44,17 @@ def test_curves_without_common_compute_are_not_compared(tmp_path: Path) -> None:
     assert verdicts(run) == ()
 
 
+def test_the_same_loss_is_priced_in_all_that_it_can_be_counted_in(tmp_path: Path) -> None:
+    run = _two_curves(tmp_path, mine=[(1.0, 4.0), (2.0, 2.0)], theirs=[(1.0, 4.0), (2.0, 3.5), (4.0, 3.0)])
+    (table,) = cost_tables(run)
+    assert table.columns == ("to a loss of 3.000", "this run", "other", "saved")
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert set(rows) == {"steps", "FLOPs"}, "nothing is said of what was not recorded"
+    assert rows["FLOPs"] == ("1.50×10⁰", "4.00×10⁰", "62\N{NO-BREAK SPACE}%")
+    (static,) = cost_tables(replace(run.baselines[0], baselines=(run,)))
+    assert static.rows[-1][-1] == "−167\N{NO-BREAK SPACE}%"
+
+
 def _two_curves(folder: Path, mine: list[tuple[float, float]], theirs: list[tuple[float, float]]) -> Run:
     for path, curve in ((folder, mine), (folder / "baseline-other", theirs)):
         path.mkdir(exist_ok=True)
@@ -53,9 +65,9 @@ def _two_curves(folder: Path, mine: list[tuple[float, float]], theirs: list[tupl
 
 def test_compute_to_reach_a_loss_is_interpolated_and_infinite_when_never() -> None:
     flops, losses = np.array([1.0, 2.0, 3.0]), np.array([4.0, 2.0, 3.0])
-    assert flops_to_reach(flops, losses, target=3.0) == pytest.approx(1.5)
-    assert flops_to_reach(flops, losses, target=4.0) == 1.0
-    assert flops_to_reach(flops, losses, target=1.0) == math.inf
+    assert cost_to_reach(flops, losses, target=3.0) == pytest.approx(1.5)
+    assert cost_to_reach(flops, losses, target=4.0) == 1.0
+    assert cost_to_reach(flops, losses, target=1.0) == math.inf
 
 
 def test_thinning_keeps_order_and_extremes() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aiether.training import _format as fmt
 from aiether.training.report._axes import depths
 from aiether.training.report._run import Row, Run, as_number
-from aiether.training.report._series import Comparison, compare
+from aiether.training.report._series import Comparison, compare, costs_to_target
 
 
 @dataclass(frozen=True)
@@ -116,20 +116,48 @@ def _first_depth(run: Run) -> float | None:
 
 def outcome_table(run: Run) -> Grid:
     """The run and its baselines, each where it ended."""
-    return Grid(
-        ("", "layers", "steps", "evaluation loss", "FLOPs", "training time"),
-        tuple(
-            (
-                name,
-                fmt.count(each.latest("depth")),
-                f"{each.last_step:,}",
-                fmt.loss(each.latest_loss),
-                fmt.scientific(each.latest("flops")),
-                fmt.duration(each.latest("elapsed_s")),
-            )
-            for name, each in [("this run", run), *((baseline.name, baseline) for baseline in run.baselines)]
-        ),
+    runs = (run, *run.baselines)
+    rows: tuple[tuple[str, Callable[[Run], str]], ...] = (
+        ("evaluation loss", lambda each: fmt.loss(each.latest_loss)),
+        ("layers", lambda each: fmt.count(each.latest("depth"))),
+        ("steps", lambda each: fmt.count(each.last_step)),
+        ("tokens", lambda each: fmt.count(each.latest("tokens"))),
+        ("FLOPs", lambda each: fmt.scientific(each.latest("flops"))),
+        ("training time", lambda each: fmt.duration(each.latest("elapsed_s"))),
     )
+    return Grid(
+        ("at the end", "this run", *(baseline.name for baseline in run.baselines)),
+        tuple((name, *(show(each) for each in runs)) for name, show in rows),
+    )
+
+
+_BUDGETS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "step": ("steps", fmt.count),
+    "tokens": ("tokens", fmt.count),
+    "flops": ("FLOPs", fmt.scientific),
+    "elapsed_s": ("training time", fmt.duration),
+}
+
+
+def cost_tables(run: Run) -> tuple[Grid, ...]:
+    """For each baseline, what the least loss that both reach took, by everything it can be counted in."""
+    tables: list[Grid] = []
+    for baseline in run.baselines:
+        target, spent = costs_to_target(run, baseline, tuple(_BUDGETS))
+        if spent:
+            rows = tuple(
+                (name, show(spent[column].run), show(spent[column].baseline), _saved(spent[column].saving))
+                for column, (name, show) in _BUDGETS.items()
+                if column in spent
+            )
+            tables.append(
+                Grid((f"to a loss of {fmt.loss(target)}", "this run", baseline.name, "saved"), rows)
+            )
+    return tuple(tables)
+
+
+def _saved(share: float) -> str:
+    return fmt.percent(share).replace("-", "−")
 
 
 def growth_table(run: Run) -> Grid:
@@ -207,20 +235,33 @@ def settings(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def samples(run: Run, most: int = 8) -> tuple[tuple[str, str, str], ...]:
-    """Title, prompt and continuation of the newest text samples, the newest first."""
-    return tuple(
-        (
-            _sample_title(sample),
-            *_split_prompt(str(sample.get("prompt") or ""), str(sample.get("text") or "")),
-        )
-        for sample in reversed(run.samples[-most:])
-    )
+@dataclass(frozen=True)
+class Sample:
+    """A text as it is shown: whose it is, and the prompt apart from what the model added."""
+
+    title: str
+    prompt: str
+    text: str
 
 
-def _sample_title(sample: Row) -> str:
-    depth = sample.get("depth")
-    return f"Step {int(sample.get('step') or 0):,}" + (f", {_layers(depth)}" if depth else "")
+MOST_SAMPLES = 6
+"""So many of a run's samples are shown at once: the first and the newest."""
+
+
+def samples(run: Run) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """A sample per stage in their order, then each baseline's last: those shown at once, those folded."""
+    own = tuple(_sample(row) for row in run.samples)
+    theirs = tuple(_sample(each.samples[-1], each.name) for each in run.baselines if each.samples)
+    if len(own) <= MOST_SAMPLES:
+        return own + theirs, ()
+    newest = len(own) - MOST_SAMPLES + 1
+    return own[:1] + own[newest:] + theirs, own[1:newest]
+
+
+def _sample(row: Row, name: str = "") -> Sample:
+    depth, step = row.get("depth"), int(row.get("step") or 0)
+    title = ", ".join(filter(None, (name, _layers(depth) if depth else "", f"step {step:,}")))
+    return Sample(title, *_split_prompt(str(row.get("prompt") or ""), str(row.get("text") or "")))
 
 
 def _split_prompt(prompt: str, text: str) -> tuple[str, str]:

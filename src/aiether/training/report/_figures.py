@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from aiether.training import _format as fmt
 from aiether.training.report._axes import BASELINE_STYLES, GROWTH_ENTRY, mark_growths, new_axes, style_axes
+from aiether.training.report._curves import AGAINST_COMPUTE, CURVES, Curve
 from aiether.training.report._geometry import geometry_pictures
 from aiether.training.report._lineage import lineage_picture
 from aiether.training.report._run import Run, Table
@@ -18,101 +18,6 @@ from aiether.training.report._series import finite, frame, smooth, thin
 from aiether.training.report._theme import LIGHT, LegendEntry, Picture
 
 Column = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What one figure shows: column `y` of `table` over column `x`, for the run and its baselines.
-
-    `noisy`: smoothed, raw values faintly below. `from_zero`: y begins at 0. `whole`: spikes are not cut off.
-    """
-
-    key: str
-    title: str
-    caption: str
-    table: str
-    y: str
-    y_label: str
-    x: str = "step"
-    x_label: str = "step"
-    noisy: bool = False
-    from_zero: bool = False
-    whole: bool = False
-
-
-CURVES: dict[str, tuple[Curve, ...]] = {
-    "loss": (
-        Curve(
-            "eval-loss",
-            "Evaluation loss",
-            "On held-out documents, over training steps.",
-            "evals",
-            "eval_loss",
-            "nats per token",
-        ),
-        Curve(
-            "train-loss",
-            "Training loss",
-            "Every logged step faintly, their running mean on top.",
-            "train",
-            "loss",
-            "nats per token",
-            noisy=True,
-        ),
-    ),
-    "speed": (
-        Curve(
-            "train-speed",
-            "Training steps per second",
-            "A shallower model takes its steps faster; each growth costs speed.",
-            "train",
-            "steps_per_s",
-            "steps per second",
-            noisy=True,
-            from_zero=True,
-        ),
-        Curve(
-            "eval-speed",
-            "Evaluation steps per second",
-            "The same for the forward pass alone.",
-            "evals",
-            "eval_steps_per_s",
-            "steps per second",
-            from_zero=True,
-        ),
-        Curve(
-            "gradient-norm",
-            "Gradient norm",
-            "Before clipping. A growth that shocks the model shows here first.",
-            "train",
-            "grad_norm",
-            "norm",
-            noisy=True,
-            whole=True,
-        ),
-        Curve(
-            "learning-rate",
-            "Learning rate",
-            "As the schedule set it; a growth protocol may restart it.",
-            "train",
-            "learning_rate",
-            "learning rate",
-            from_zero=True,
-            whole=True,
-        ),
-    ),
-}
-AGAINST_COMPUTE = Curve(
-    "loss-compute",
-    "Loss against compute",
-    "Evaluation loss over the FLOPs spent so far, output head and attention included. Lower and further left "
-    "is better.",
-    "evals",
-    "eval_loss",
-    "evaluation loss, nats per token",
-    x="flops",
-    x_label="training FLOPs",
-)
 
 
 def draw_pictures(run: Run) -> dict[str, list[Picture]]:
@@ -147,18 +52,19 @@ def curve_picture(run: Run, curve: Curve) -> Picture | None:
 
 def draw_curve(axes: Axes, run: Run, curve: Curve) -> dict[str, str]:
     """Draws a curve into given axes and returns the tool tips of its growths."""
-    x, y = _values(run, curve)
+    unit, x_label = _unit(run, curve)
+    x, y = _values(run, curve, unit)
     shown: list[Column] = []
     for baseline, (role, _, dashes) in _styled_baselines(run, curve):
-        base_x, base_y = _values(baseline, curve)
+        base_x, base_y = _values(baseline, curve, unit)
         shown.append(_draw_series(axes, base_x, base_y, role, curve.noisy, dashes=dashes, order=2.2))
     shown.append(_draw_series(axes, x, y, "grown", curve.noisy, breaks=run.growth_steps, order=2.5))
     limits = frame(shown, quantile=1.0) if curve.whole else frame(shown)
     if limits:
         axes.set_ylim(0.0 if curve.from_zero else limits[0], limits[1])
-    style_axes(axes, curve.y_label, curve.x_label)
+    style_axes(axes, curve.y_label, x_label)
     axes.set_xlim(-0.015 * axes.get_xlim()[1], None)
-    return mark_growths(axes, run, [x_at_step(run, curve.x, step) for step in run.growth_steps])
+    return mark_growths(axes, run, [x_at_step(run, curve.x, step) / unit for step in run.growth_steps])
 
 
 def _draw_series(
@@ -218,15 +124,32 @@ def _styled_baselines(run: Run, curve: Curve) -> list[tuple[Run, tuple[str, str,
     return [(baseline, BASELINE_STYLES[i % len(BASELINE_STYLES)]) for i, baseline in enumerate(measured)]
 
 
-def _values(run: Run, curve: Curve) -> tuple[Column, Column]:
+def _values(run: Run, curve: Curve, unit: float = 1.0) -> tuple[Column, Column]:
     table: Table = getattr(run, curve.table)
-    return finite(table.column(curve.x), table.column(curve.y))
+    x, y = finite(table.column(curve.x), table.column(curve.y))
+    return x / unit, y
+
+
+def _unit(run: Run, curve: Curve) -> tuple[float, str]:
+    """What x is divided by, and its label: time is read in seconds, minutes or hours, not in 10⁴ seconds."""
+    if curve.x != "elapsed_s":
+        return 1.0, curve.x_label
+    ends = [x[-1] for each in (run, *run.baselines) if len(x := _values(each, curve)[0])]
+    longest = max(ends, default=0.0)
+    unit, name = (1.0, "seconds") if longest < 180 else (60.0, "minutes")
+    if longest >= 3 * 3600:
+        unit, name = 3600.0, "hours"
+    return unit, f"{curve.x_label}, {name}"
 
 
 def _describe(curve: Curve, x: Column, y: Column, growths: int) -> str:
-    unit = "steps" if curve.x == "step" else curve.x_label
-    show: Callable[[float], str] = fmt.count if curve.x == "step" else fmt.scientific
+    show: Callable[[float], str] = {
+        "step": lambda value: f"step {fmt.count(value)}",
+        "tokens": lambda value: f"{fmt.count(value)} tokens",
+        "flops": lambda value: f"{fmt.scientific(value)} FLOPs",
+        "elapsed_s": fmt.duration,
+    }[curve.x]
     return (
-        f"{curve.title}: {y[0]:.3g} at {show(x[0])} {unit}, {y[-1]:.3g} at {show(x[-1])} {unit}, "
+        f"{curve.title}: {y[0]:.3g} at {show(x[0])}, {y[-1]:.3g} at {show(x[-1])}, "
         f"least {y.min():.3g}; {growths} growths marked."
     )

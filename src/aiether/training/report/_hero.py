@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from aiether.training.report._axes import BASELINE_STYLES
-from aiether.training.report._figures import AGAINST_COMPUTE, draw_curve, legend_of
+from aiether.training.report._curves import AGAINST_COMPUTE
+from aiether.training.report._figures import draw_curve, legend_of
 from aiether.training.report._lineage import draw_lineage
 from aiether.training.report._run import Run, load_run
 from aiether.training.report._theme import LIGHT, Picture, house_style, standalone_svg

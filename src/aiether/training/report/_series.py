@@ -117,22 +117,53 @@ def compare(run: Run, baseline: Run) -> Comparison | None:
         loss=float(np.interp(flops, *mine)),
         baseline_loss=float(np.interp(flops, *theirs)),
         target=float(target),
-        flops_to_target=flops_to_reach(*mine, target=float(target)),
-        baseline_flops_to_target=flops_to_reach(*theirs, target=float(target)),
+        flops_to_target=cost_to_reach(*mine, target=float(target)),
+        baseline_flops_to_target=cost_to_reach(*theirs, target=float(target)),
     )
 
 
-def flops_to_reach(flops: Column, losses: Column, *, target: float) -> float:
-    """Compute at which the loss first comes down to `target`, interpolated; infinite if it never does."""
+def cost_to_reach(costs: Column, losses: Column, *, target: float) -> float:
+    """Cost at which the loss first comes down to `target`, interpolated; infinite if it never does."""
     reached = np.flatnonzero(losses <= target)
     if not reached.size:
         return float("inf")
     first = int(reached[0])
     if first == 0:
-        return float(flops[0])
+        return float(costs[0])
     pair = slice(first - 1, first + 1)
-    return float(np.interp(-target, -losses[pair], flops[pair]))
+    return float(np.interp(-target, -losses[pair], costs[pair]))
 
 
-def _loss_curve(run: Run) -> tuple[Column, Column]:
-    return finite(run.evals.column("flops"), run.evals.column("eval_loss"))
+def costs_to_target(run: Run, baseline: Run, columns: Sequence[str]) -> tuple[float, dict[str, Costs]]:
+    """The least loss that both reach, and what each had spent by then; NaN and nothing where none is.
+
+    A column that one of the two has not recorded is left out.
+    """
+    least = [losses.min() for each in (run, baseline) if len(losses := _loss_curve(each, "step")[1])]
+    if len(least) < 2:
+        return float("nan"), {}
+    target = float(max(least))
+    spent: dict[str, Costs] = {}
+    for column in columns:
+        curves = _loss_curve(run, column), _loss_curve(baseline, column)
+        costs = [cost_to_reach(*curve, target=target) for curve in curves]
+        if all(map(np.isfinite, costs)):
+            spent[column] = Costs(*costs)
+    return target, spent
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a run and a baseline spent on the same loss."""
+
+    run: float
+    baseline: float
+
+    @property
+    def saving(self) -> float:
+        """Share of the baseline's cost that the run did without; negative if it needed more."""
+        return 1.0 - self.run / self.baseline if self.baseline else 0.0
+
+
+def _loss_curve(run: Run, x: str = "flops") -> tuple[Column, Column]:
+    return finite(run.evals.column(x), run.evals.column("eval_loss"))
