@@ -58,7 +58,9 @@ GROUPS: dict[str, dict[str, str]] = {
         "on_nan": "When the loss or the gradients become infinite or NaN: stop, or go back to the last "
         "checkpoint and skip that step's batch.",
         "max_skipped_steps": "How many steps on_nan=skip may skip before the run stops.",
-        "sample_prompt": "What the finished model continues for the report.",
+        "sample_prompt": "What the model continues at the end of each stage, for the report.",
+        "report_to": "Trackers that are told every row, one or several; each an extra: aiether[wandb].",
+        "tracking_project": "The project that W&B and trackio file the run under.",
     },
     "stagnation": {
         "trigger": "What decides that the model grows.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -68,7 +69,8 @@ class TrainConfig(DataConfig, GrowthConfig):
         and on without that step's batch, for at most `max_skipped_steps` steps.
     output_dir: None: a new folder under runs/.
     baseline: `static` also trains the final depth from the start, for the FLOPs that the run took.
-    sample_prompt: what the finished model continues for the report.
+    sample_prompt: what the model continues at the end of each stage, for the report.
+    report_to: trackers beside the run's own files; tracking_project: the project that they file it under.
     """
 
     preset: str = "report"
@@ -105,6 +107,8 @@ class TrainConfig(DataConfig, GrowthConfig):
     output_dir: str | None = None
     baseline: Literal["none", "static"] = "none"
     sample_prompt: str = "def main("
+    report_to: tuple[Literal["none", "tensorboard", "wandb", "trackio"], ...] = ("none",)
+    tracking_project: str = "aiether"
 
     def validate(self) -> None:
         """Raise ValueError for the first setting that cannot work, naming what is allowed."""
@@ -131,6 +135,23 @@ class TrainConfig(DataConfig, GrowthConfig):
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(hints[name]))}"
                 )
+
+        self._validate_trackers()
+
+    def _validate_trackers(self) -> None:
+        allowed = get_args(get_args(get_type_hints(TrainConfig)["report_to"])[0])
+        for name in self.report_to:
+            if name not in allowed:
+                raise ValueError(f"report_to holds {name!r}: choose among {', '.join(allowed)}")
+        if len(set(self.report_to)) < len(self.report_to):
+            raise ValueError(f"report_to is {' '.join(self.report_to)}: name each tracker once")
+        if "none" in self.report_to and len(self.report_to) > 1:
+            raise ValueError(f"report_to is {' '.join(self.report_to)}: none cannot stand beside a tracker")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}", self.tracking_project):
+            raise ValueError(
+                f"tracking_project is {self.tracking_project!r}: up to 128 letters, digits, '-', '_' and '.' "
+                "are meant, the first a letter or digit"
+            )
 
     def _validate_numbers(self) -> None:
         for names, allowed, holds in (

@@ -6,9 +6,10 @@ import json
 import platform
 import random
 import re
+import secrets
 import string
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -36,6 +37,7 @@ from aiether.integrations import (
 
 from .arms import (
     ArmResult,
+    Emit,
     check_final_depth,
     final_depth,
     planned_steps,
@@ -48,6 +50,7 @@ from .arms import (
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .report import write_report
+from .tracking import TrackedRun, Tracking, check_trackers
 from .trainer import build_arguments
 
 CONFIG = "config.yaml"
@@ -97,6 +100,7 @@ def train(config: TrainConfig) -> RunResult:
     """
     run_dir = Path(config.output_dir or _default_output_dir(config))
     check_device(config)
+    check_trackers(config.report_to)
     with _attended(run_dir):
         if (run_dir / CONFIG).exists():
             raise ValueError(
@@ -133,6 +137,7 @@ def resume(run_dir: str | Path, changes: Mapping[str, Any] | None = None) -> Run
             config = _changed(config, changes)
             write_config(run_dir / CONFIG, config)
         check_device(config)
+        check_trackers(config.report_to)
         return _execute(config, run_dir, resume=True)
 
 
@@ -192,17 +197,7 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
         for message in growth_warnings(config, total_steps=planned_steps(config, data)):
             display.message(f"warning: {message}")
         emit = _emitter(display)
-        grown = ArmResult.read(run_dir) or run_arm(
-            "grown",
-            config,
-            config,
-            data,
-            run_dir,
-            depth=config.n_layer,
-            max_steps=planned_steps(config, data),
-            resume=resume,
-            emit=emit,
-        )
+        grown = ArmResult.read(run_dir) or _grown(config, data, run_dir, resume, emit)
         if grown.status == "finished" and config.trigger != "never" and grown.depth < final_depth(config):
             display.message(_stayed_small(config, grown))
         baselines: list[ArmResult] = []
@@ -243,22 +238,65 @@ def _check_same_data(run_dir: Path, data: PackedData) -> None:
         )
 
 
+def _grown(config: TrainConfig, data: PackedData, run_dir: Path, resume: bool, emit: Emit) -> ArmResult:
+    with _tracking("grown", config, run_dir, run_dir, emit) as tracked:
+        return run_arm(
+            "grown",
+            config,
+            config,
+            data,
+            run_dir,
+            depth=config.n_layer,
+            max_steps=planned_steps(config, data),
+            resume=resume,
+            emit=tracked,
+        )
+
+
 def _static_baseline(
-    config: TrainConfig, data: PackedData, run_dir: Path, grown: ArmResult, emit: Any
+    config: TrainConfig, data: PackedData, run_dir: Path, grown: ArmResult, emit: Emit
 ) -> ArmResult:
     """The depth that the run reached, from the start, for the FLOPs that it took; everything else alike."""
     arm_dir, depth = run_dir / BASELINE, grown.depth
-    return ArmResult.read(arm_dir) or run_arm(
-        "static",
-        config,
-        replace(GrowthConfig(), trigger="never", init="copy", protocol="none", max_layers=depth),
-        data,
-        arm_dir,
-        depth=depth,
-        max_steps=static_steps(config, data, depth=depth, flops=grown.flops),
-        resume=True,
-        emit=emit,
+    if (finished := ArmResult.read(arm_dir)) is not None:
+        return finished
+    with _tracking("static", config, run_dir, arm_dir, emit) as tracked:
+        return run_arm(
+            "static",
+            config,
+            replace(GrowthConfig(), trigger="never", init="copy", protocol="none", max_layers=depth),
+            data,
+            arm_dir,
+            depth=depth,
+            max_steps=static_steps(config, data, depth=depth, flops=grown.flops),
+            resume=True,
+            emit=tracked,
+        )
+
+
+@contextmanager
+def _tracking(arm: str, config: TrainConfig, run_dir: Path, arm_dir: Path, emit: Emit) -> Iterator[Emit]:
+    """What an arm's rows are told to: the display and, beside it, the trackers."""
+    environment = json.loads((run_dir / ENVIRONMENT).read_text())
+    name = run_dir.resolve().name
+    tracked = TrackedRun(
+        id=f"{environment.get('run_id')}-{arm}",
+        project=config.tracking_project,
+        group=name,
+        name=name if arm == "grown" else f"{name}-{arm}",
+        arm=arm,
+        run_dir=run_dir,
+        arm_dir=arm_dir,
+        settings=asdict(config) | {"arm": arm, "environment": environment},
     )
+    openers = check_trackers(config.report_to)
+    with Tracking(tracked, openers, lambda text: emit("message", {"text": text})) as tracking:
+
+        def both(kind: str, row: Row) -> None:
+            emit(kind, row)
+            tracking.observe(kind, row)
+
+        yield both
 
 
 def _conclude(
@@ -285,7 +323,7 @@ def _closing(result: RunResult) -> dict[str, Any]:
 # -- what the terminal says -----------------------------------------------------------------------------
 
 
-def _emitter(display: TrainingDisplay) -> Callable[[str, Row], None]:
+def _emitter(display: TrainingDisplay) -> Emit:
     def emit(kind: str, row: Row) -> None:
         match kind:
             case "start":
@@ -307,6 +345,8 @@ def _emitter(display: TrainingDisplay) -> Callable[[str, Row], None]:
                 )
             case "warning":
                 display.message(f"warning: {row['text']}")
+            case "message":
+                display.message(row["text"])
             case "phase":
                 display.message(f"step {row['step']}: layers in training: {row['trainable']}")
 
@@ -344,6 +384,7 @@ def _default_output_dir(config: TrainConfig) -> Path:
 def environment(data: PackedData) -> dict[str, Any]:
     """The versions, the machine and the data that a result depends on."""
     return {
+        "run_id": secrets.token_hex(6),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "aiether": aiether.__version__,
         "python": sys.version.split()[0],

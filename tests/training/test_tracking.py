@@ -1,0 +1,374 @@
+"""Trackers hold what the run's own files hold, after a kill and a resume too, and never stop a run."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.training.corpus import write_corpus
+
+from aiether.cli import main
+from aiether.training import run as job
+from aiether.training.config import TrainConfig, resolve
+from aiether.training.tracking import TRACKERS, TrackedRun, Tracking, check_trackers
+from aiether.training.tracking._rows import Entry, entry_of
+
+STEPS, KILLED_AT = 12, 8
+SETTINGS: dict[str, Any] = {
+    "n_layer": 1,
+    "max_layers": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "context_length": 16,
+    "vocab_size": 300,
+    "validation_fraction": 0.1,
+    "max_steps": STEPS,
+    "batch_size": 4,
+    "lr_warmup_steps": 2,
+    "trigger": "fixed",
+    "growth_fractions": [0.4],
+    "collect_interval_steps": 1,
+    "eval_interval_steps": 4,
+    "eval_batches": 2,
+    "save_interval_steps": 6,
+    "log_interval_steps": 1,
+    "baseline": "static",
+    "sample_prompt": "ab",
+    "tracking_project": "tests",
+    "device": "cpu",
+}
+SCALARS = {
+    "train": {
+        "train/loss": "loss",
+        "train/grad_norm": "grad_norm",
+        "train/learning_rate": "learning_rate",
+        "train/tokens_per_s": "tokens_per_s",
+    },
+    "eval": {
+        "eval/loss": "eval_loss",
+        "eval/bits_per_byte": "bits_per_byte",
+        "geometry/tau_normalised": "tau_normalised",
+        "geometry/kappa": "kappa",
+    },
+}
+BUDGET = {
+    "budget/tokens": "tokens",
+    "budget/flops": "flops",
+    "budget/elapsed_s": "elapsed_s",
+    "model/depth": "depth",
+}
+ARMS = {"grown": ".", "static": job.BASELINE}
+
+# Trains with every tracker and is killed two steps after its last checkpoint, in the middle of everything.
+DOOMED = """
+import json, os, signal, sys
+from aiether.training import samples
+from aiether.training.config import resolve
+from aiether.training.recorder import Recorder
+from aiether.training.run import train
+samples.NEW_TOKENS = 20
+original = Recorder.on_log
+def on_log(self, row):
+    original(self, row)
+    if row["step"] == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+Recorder.on_log = on_log
+train(resolve("recommended", {}, json.loads(sys.argv[1])))
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Every library without a network, and with its files away from the user's own."""
+    folder = tmp_path_factory.mktemp("trackers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "offline")
+        patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
+        for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+            patch.setenv(name, str(folder / "wandb"))
+        patch.setattr("aiether.training.samples.NEW_TOKENS", 20)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("data")
+    return {"dataset_path": str(write_corpus(folder / "words.txt")), "cache_dir": str(folder / "cache")}
+
+
+@pytest.fixture(scope="module")
+def run_dir(environment: Path, data: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all installed trackers that was killed (SIGKILL) after a growth, and then resumed."""
+    run_dir = tmp_path_factory.mktemp("runs") / "tracked"
+    trackers = [name for name in TRACKERS if importlib.util.find_spec(name)]
+    settings = SETTINGS | data | {"output_dir": str(run_dir), "report_to": trackers}
+    command = [sys.executable, "-c", DOOMED, json.dumps(settings), str(KILLED_AT)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [row["step"] for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "train"][-1] == KILLED_AT
+    assert job.resume(run_dir).status == "finished"
+    resumed = [event["step"] for event in rows(run_dir / "events.jsonl") if event["event"] == "resume"]
+    assert resumed == [6], "it must repeat steps, or the test shows nothing"
+    return run_dir
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def on_record(arm_dir: Path) -> Curves:
+    """What the run's own files say, under the trackers' names."""
+    curves: Curves = {}
+    for row in rows(arm_dir / "metrics.jsonl"):
+        for name, column in (SCALARS[row["kind"]] | BUDGET).items():
+            if row[column] is not None:
+                curves.setdefault(name, []).append((row["step"], row[column]))
+    for name in BUDGET:  # a step that both trained and evaluated says it twice
+        curves[name] = sorted(set(curves[name]))
+    for event in rows(arm_dir / "events.jsonl"):
+        if event["event"] == "growth":
+            curves["growth/depth_after"] = [(event["step"], event["depth_after"])]
+            curves["growth/loss_after"] = [(event["step"], event["loss_after"])]
+    return curves
+
+
+def assert_equal(actual: Mapping[str, Any], expected: Curves) -> None:
+    for name, points in expected.items():
+        assert [step for step, _ in actual[name]] == [step for step, _ in points], name
+        values = [value for _, value in actual[name]]
+        assert values == pytest.approx([value for _, value in points], rel=1e-6), name
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_tensorboard_holds_the_records(run_dir: Path, arm: str) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(run_dir / "tensorboard" / arm)).Reload()
+    curves = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    curves |= {name: sorted(set(curves[name])) for name in BUDGET}
+    assert_equal(curves, on_record(run_dir / ARMS[arm]))
+    texts = {tag for tag in events.Tags()["tensors"] if tag.endswith("/text_summary")}
+    assert texts == {"sample/text_summary"} | ({"growth/text_summary"} if arm == "grown" else set())
+    hparams = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    assert b"n_embd" in hparams
+    assert b"environment.torch" in hparams
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_wandb_holds_the_records_in_one_folder_to_sync(run_dir: Path, arm: str) -> None:
+    pytest.importorskip("wandb")
+    (path,) = run_dir.glob(f"wandb/offline-run-*-{arm}/run-*.wandb")
+    curves: dict[str, list[tuple[int, Any]]] = {}
+    config: dict[str, Any] = {}
+    for record in wandb_records(path):
+        if record.HasField("run"):
+            assert (record.run.project, record.run.run_group) == ("tests", "tracked")
+            assert record.run.display_name == ("tracked" if arm == "grown" else "tracked-static")
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        for item in record.history.item:
+            name = "/".join(item.nested_key) or item.key
+            curves.setdefault(name, []).append((record.history.step.num, json.loads(item.value_json)))
+    assert_equal(curves, on_record(run_dir / ARMS[arm]))
+    assert ("growth" in curves) == (arm == "grown")
+    assert config["n_embd"] == 16
+    assert "environment.torch" in config
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB) after a header of 7 bytes."""
+    wandb_internal_pb2: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+
+    content, at, record = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_trackio_holds_the_records(run_dir: Path, arm: str) -> None:
+    trackio = pytest.importorskip("trackio")
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    name = "tracked" if arm == "grown" else "tracked-static"
+    (run,) = [run for run in trackio.Api().runs("tests") if run.name == name]
+    assert run.config["_Group"] == "tracked"
+    assert run.config["n_embd"] == 16
+    curves: dict[str, list[tuple[int, Any]]] = {}
+    for row in storage.get_logs("tests", name, run_id=run.id):
+        for key, value in row.items():
+            curves.setdefault(key, []).append((row["step"], value))
+    curves |= {name: sorted(set(curves[name])) for name in BUDGET}
+    assert_equal(curves, on_record(run_dir / ARMS[arm]))
+    assert ("growth" in curves) == (arm == "grown")
+
+
+# --- what cannot be used is refused, and what fails later is left -------------------------------------
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_missing_library_is_refused_before_any_work(
+    name: str, data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else find(asked))
+    assert main(["train", f"--output_dir={tmp_path / 'run'}", "--report_to", name]) == 2
+    assert f"report_to names {name}, which is not installed: pip install 'aiether[{name}]'" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandb_without_a_login_is_refused_before_any_work(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"HOME": tmp_path, "NETRC": tmp_path / "netrc", "WANDB_CONFIG_DIR": tmp_path}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    wandb.teardown()  # it reads its settings once a process
+    try:
+        with pytest.raises(ValueError, match=r"W&B has no login here .* or set WANDB_MODE=offline"):
+            check_trackers(["wandb"])
+    finally:
+        wandb.teardown()
+
+
+def test_a_remote_trackio_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/somewhere")
+    with pytest.raises(ValueError, match="TRACKIO_SPACE_ID is set: aiether logs to the local trackio only"):
+        check_trackers(["trackio"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"report_to": ["mlflow"]}, "report_to is .*'mlflow'.*tensorboard, wandb, trackio"),
+        ({"report_to": ["none", "wandb"]}, "none cannot stand beside a tracker"),
+        ({"report_to": ["wandb", "wandb"]}, "name each tracker once"),
+        ({"tracking_project": "../elsewhere"}, "tracking_project is '../elsewhere'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve("recommended", {}, settings)
+
+
+def test_a_tracker_that_cannot_open_costs_the_run_one_warning(
+    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "tensorboard").write_text("a file where the folder should be")
+    result = job.train(_settings(data, run_dir, report_to=["tensorboard"], baseline="none", max_steps=2))
+    assert result.status == "finished"
+    output = " ".join(capsys.readouterr().out.split())
+    assert output.count("warning: tracking with tensorboard has stopped") == 1
+
+
+def _settings(data: dict[str, str], run_dir: Path, **more: Any) -> TrainConfig:
+    return resolve("recommended", {}, SETTINGS | data | {"output_dir": str(run_dir)} | more)
+
+
+@dataclass
+class Memory:
+    """A tracker that keeps what it is told until its disk is full."""
+
+    first_step: int = 0
+    room: int = 1000
+
+    def __post_init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.closed: bool | None = None
+
+    def log(self, entry: Entry) -> None:
+        if len(self.entries) == self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.entries.append(entry)
+
+    def close(self, *, failed: bool) -> None:
+        self.closed = failed
+
+
+def tracked(tmp_path: Path) -> TrackedRun:
+    return TrackedRun(
+        id="x", project="p", group="g", name="n", arm="grown", run_dir=tmp_path, arm_dir=tmp_path, settings={}
+    )
+
+
+def test_a_tracker_that_fails_in_mid_run_is_left_and_the_others_go_on(tmp_path: Path) -> None:
+    full, whole = Memory(room=2), Memory()
+    warnings: list[str] = []
+    openers = {"full": lambda run: full, "whole": lambda run: whole}
+    with Tracking(tracked(tmp_path), openers, warnings.append) as tracking:
+        for kind in ("train", "stage"):  # rows before the first stage lie in the records
+            tracking.observe(kind, {"step": 0, "loss": 9.0})
+        for step in range(1, 6):
+            tracking.observe("train", {"step": step, "loss": 1.0 / step})
+    assert [entry.step for entry in whole.entries] == [1, 2, 3, 4, 5]
+    assert whole.closed is False
+    assert len(full.entries) == 2
+    (warning,) = warnings
+    assert "tracking with full has stopped (OSError: [Errno 28] No space left on device)" in warning
+    assert "metrics.jsonl has every row" in warning
+
+
+def test_a_tracker_is_given_the_records_from_where_it_stands(tmp_path: Path) -> None:
+    lines = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "events.jsonl").write_text(
+        json.dumps({"event": "growth", "step": 2, "depth_after": 4}) + "\n"
+    )
+    fresh, ahead = Memory(), Memory(first_step=3)
+    with Tracking(tracked(tmp_path), {"a": lambda _: fresh, "b": lambda _: ahead}, print) as tracking:
+        for stage in (0, 1):
+            tracking.observe("stage", {"stage": stage})
+    assert [(entry.step, sorted(entry.values)) for entry in fresh.entries] == [
+        (1, ["train/loss"]),
+        (2, ["train/loss"]),
+        (2, ["growth/depth_after", "growth/step"]),
+        (3, ["train/loss"]),
+    ]
+    assert [entry.step for entry in ahead.entries] == [3]
+
+
+def test_a_run_that_fails_closes_its_trackers_as_failed(tmp_path: Path) -> None:
+    memory = Memory()
+
+    def fail() -> None:
+        with Tracking(tracked(tmp_path), {"memory": lambda _: memory}, print) as tracking:
+            tracking.observe("stage", {})
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert memory.closed is True
+
+
+def test_what_was_not_measured_is_left_out_and_a_loss_that_is_no_number_is_not() -> None:
+    entry = entry_of("eval", {"kind": "eval", "step": 3, "eval_loss": float("nan"), "tau": None, "rho": 0.5})
+    assert entry is not None
+    assert entry.values.keys() == {"eval/loss", "geometry/rho"}
+    assert entry_of("step", {"step": 3}) is None
