@@ -134,7 +134,7 @@ def test_the_run_folder_is_complete(finished: Finished, arch: str, optimizer: st
     if arm == ".":
         files |= {"config.yaml", "environment.json", "report.html", "samples.jsonl", "summary.json"}
     assert files <= {path.name for path in (run.run_dir / arm).iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md"} <= {
         path.name for path in (run.run_dir / arm / "final").iterdir()
     }
     assert not list(run.run_dir.rglob(".*")), "something was begun and not finished"

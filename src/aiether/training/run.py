@@ -49,7 +49,7 @@ from .arms import (
 )
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
-from .report import write_report
+from .report import write_cards, write_report
 from .tracking import TrackedRun, Tracking, check_trackers
 from .trainer import build_arguments
 
@@ -306,6 +306,7 @@ def _conclude(
     status: Literal["finished", "interrupted"] = "finished" if done else "interrupted"
     (run_dir / REPORT).unlink(missing_ok=True)  # an interrupted run's; resume looks for the last one
     write_json(run_dir / SUMMARY, _summary(status, grown, baselines))
+    write_cards(run_dir)
     return RunResult(run_dir, status, grown, baselines, write_report(run_dir))
 
 

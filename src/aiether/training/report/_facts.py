@@ -82,7 +82,7 @@ def _verdict(comparison: Comparison, baseline: Run) -> tuple[str, ...]:
 
 def key_figures(run: Run) -> tuple[tuple[str, str, str], ...]:
     """The few numbers on top of the page: label, value, and a note in small print."""
-    loss, bits = run.latest_loss, _latest_bits(run)
+    loss, bits = run.latest_loss, latest_bits(run)
     least = run.evals.column("eval_loss")
     best = float(min((value for value in least if math.isfinite(value)), default=math.nan))
     first, last = _first_depth(run), run.latest("depth")
@@ -100,7 +100,7 @@ def key_figures(run: Run) -> tuple[tuple[str, str, str], ...]:
     )
 
 
-def _latest_bits(run: Run) -> float | None:
+def latest_bits(run: Run) -> float | None:
     value = as_number((run.summary or {}).get("bits_per_byte"))
     return value if math.isfinite(value) else run.evals.last("bits_per_byte")
 
