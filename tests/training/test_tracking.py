@@ -298,6 +298,7 @@ class Memory:
 
     first_step: int = 0
     room: int = 1000
+    where: str = "in memory"
 
     def __post_init__(self) -> None:
         self.entries: list[Entry] = []
@@ -320,9 +321,9 @@ def tracked(tmp_path: Path) -> TrackedRun:
 
 def test_a_tracker_that_fails_in_mid_run_is_left_and_the_others_go_on(tmp_path: Path) -> None:
     full, whole = Memory(room=2), Memory()
-    warnings: list[str] = []
+    said: list[str] = []
     openers = {"full": lambda run: full, "whole": lambda run: whole}
-    with Tracking(tracked(tmp_path), openers, warnings.append) as tracking:
+    with Tracking(tracked(tmp_path), openers, said.append) as tracking:
         for kind in ("train", "stage"):  # rows before the first stage lie in the records
             tracking.observe(kind, {"step": 0, "loss": 9.0})
         for step in range(1, 6):
@@ -330,7 +331,8 @@ def test_a_tracker_that_fails_in_mid_run_is_left_and_the_others_go_on(tmp_path: 
     assert [entry.step for entry in whole.entries] == [1, 2, 3, 4, 5]
     assert whole.closed is False
     assert len(full.entries) == 2
-    (warning,) = warnings
+    assert said[:2] == ["tracking with full: in memory", "tracking with whole: in memory"]
+    (warning,) = said[2:]
     assert "tracking with full has stopped (OSError: [Errno 28] No space left on device)" in warning
     assert "metrics.jsonl has every row" in warning
 

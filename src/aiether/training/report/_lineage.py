@@ -120,4 +120,5 @@ def _tip(layer: Layer) -> str:
 
 def _position_ticks(depth: int) -> list[int]:
     every = max(1, -(-depth // 12))
-    return sorted({1, *range(every, depth + 1, every), depth} - ({depth - 1} if every > 1 else set()))
+    crowded = {every, depth - 1} if every > 1 else set()  # beside the first and the last, which are shown
+    return sorted(({*range(every, depth + 1, every)} - crowded) | {1, depth})

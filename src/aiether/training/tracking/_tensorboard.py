@@ -20,6 +20,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
+        self.where = f"tensorboard --logdir {run.run_dir / 'tensorboard'}"
         folder = run.run_dir / "tensorboard" / run.arm
         for stale in folder.glob("events.out.tfevents.*"):
             stale.unlink()

@@ -37,9 +37,13 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """What each library is reduced to. `first_step`: entries before it are with the tracker already."""
+    """What each library is reduced to.
+
+    `first_step`: entries before it are with the tracker already. `where`: how a user gets to see the run.
+    """
 
     first_step: int
+    where: str
 
     def log(self, entry: Entry) -> None: ...
 
@@ -58,9 +62,9 @@ class Tracking:
     """
 
     def __init__(
-        self, run: TrackedRun, openers: Mapping[str, OpenTracker], warn: Callable[[str], None]
+        self, run: TrackedRun, openers: Mapping[str, OpenTracker], say: Callable[[str], None]
     ) -> None:
-        self.run, self.openers, self.warn = run, openers, warn
+        self.run, self.openers, self.say = run, openers, say
         self.trackers: dict[str, Tracker] = {}
         self.opened = False
 
@@ -101,13 +105,14 @@ class Tracking:
         for entry in past:
             if entry.step >= tracker.first_step:
                 tracker.log(entry)
+        self.say(f"tracking with {name}: {tracker.where}")
 
     def _try(self, name: str, action: Callable[..., None], *arguments: Any) -> None:
         try:
             action(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever a library raises, a run must not die of its chart
             self.trackers.pop(name, None)
-            self.warn(
+            self.say(
                 f"warning: tracking with {name} has stopped ({type(error).__name__}: {error}); training goes "
                 f"on, and {self.run.arm_dir / 'metrics.jsonl'} has every row"
             )

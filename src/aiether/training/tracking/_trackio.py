@@ -25,6 +25,7 @@ class Trackio:
     def __init__(self, run: TrackedRun) -> None:
         import trackio
 
+        self.where = f"trackio show --project {run.project}"
         for old in _runs(run.project):
             if old.name == run.name and (old.config or {}).get(_ID) == run.id:
                 old.delete()
@@ -51,8 +52,10 @@ class Trackio:
         self.run.log({**entry.values, **entry.texts}, step=entry.step)
 
     def close(self, *, failed: bool) -> None:
+        import trackio
+
         with contextlib.redirect_stdout(io.StringIO()):
-            self.run.finish()
+            trackio.finish()  # the current run is ours: one is open at a time
 
 
 def _runs(project: str) -> list[Any]:

@@ -35,8 +35,10 @@ class WeightsAndBiases:
             reinit="create_new",
             settings=wandb.Settings(console="off", silent=True),
         )
+        self.where = self.run.url or "offline"
         if self.run.offline:
             own = Path(self.run.dir).resolve()
+            self.where = f"wandb sync {own.parent} publishes it"
             for stale in (run.run_dir / "wandb").glob(f"offline-run-*-{run.id}"):
                 if not own.is_relative_to(stale.resolve()):
                     shutil.rmtree(stale)
