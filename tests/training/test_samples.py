@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.training.corpus import write_corpus
+from torch._dynamo.utils import counters
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from aiether.data import prepare
@@ -126,6 +127,25 @@ def test_the_model_is_left_as_it_was(data: dict[str, str], tmp_path: Path) -> No
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for module in model.modules())
     assert model.config.use_cache is False
+
+
+def test_sampling_adds_no_graph_to_a_compiled_model(data: dict[str, str], tmp_path: Path) -> None:
+    tokenizer_dir = prepare(settings(data, tmp_path)).tokenizer_dir
+    assert tokenizer_dir is not None
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=2, n_head=2))
+    sampler = Sampler(tokenizer_dir, "ab", seed=1)
+    eager = sampler.sample(model)
+    torch._dynamo.reset()
+    for block in model.transformer.h:
+        block.compile(backend="eager")
+    ids = torch.zeros(2, 16, dtype=torch.long)
+    counters.clear()
+    model(ids, use_cache=False)
+    graphs = dict(counters["stats"])
+    assert graphs["unique_graphs"] >= 1
+    assert sampler.sample(model) == eager
+    model(ids, use_cache=False)
+    assert dict(counters["stats"]) == graphs
 
 
 def test_a_run_cut_off_after_its_sample_does_not_write_it_twice(
