@@ -356,6 +356,25 @@ def test_a_tracker_is_given_the_records_from_where_it_stands(tmp_path: Path) -> 
     assert [entry.step for entry in ahead.entries] == [3]
 
 
+def test_records_that_go_back_in_mid_run_open_the_trackers_anew(tmp_path: Path) -> None:
+    opened: list[Memory] = []
+
+    def opener(run: TrackedRun) -> Memory:
+        opened.append(Memory())
+        return opened[-1]
+
+    with Tracking(tracked(tmp_path), {"memory": opener}, print) as tracking:
+        tracking.observe("stage", {})
+        tracking.observe("train", {"step": 1, "loss": 1.0})
+        tracking.observe("train", {"step": 2, "loss": float("nan")})
+        (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "train", "step": 1, "loss": 1.0}) + "\n")
+        tracking.observe("resume", {"step": 1})
+        tracking.observe("stage", {})
+        tracking.observe("train", {"step": 2, "loss": 0.5})
+    assert [memory.closed for memory in opened] == [False, False]
+    assert [entry.values["train/loss"] for entry in opened[1].entries] == [1.0, 0.5]
+
+
 def test_a_run_that_fails_closes_its_trackers_as_failed(tmp_path: Path) -> None:
     memory = Memory()
 

@@ -150,9 +150,7 @@ class Run:
         self.handover = self._handover(stage)
         self._check_finite(step, self.handover)
         for observer in self.observers:
-            observer.on_stage_end(
-                step=step, model=_unwrapped(self.trainer), grows=stage.decision is not None
-            )
+            observer.on_stage_end(step=step, model=_unwrapped(self.trainer), grows=stage.decision is not None)
         if stage.decision is not None:
             self._grow(stage.decision, stage.last_evaluation, step)
         elif (
