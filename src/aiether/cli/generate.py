@@ -40,6 +40,9 @@ class GenerateFlags:
         Literal["auto", "cpu", "cuda", "mps"],
         tyro.conf.arg(help="Where to run; auto takes an accelerator if any."),
     ] = "auto"
+    trust_remote_code: Annotated[
+        bool, tyro.conf.arg(help="Run the code that a model's or tokenizer's folder brings with it.")
+    ] = False
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -68,7 +68,7 @@ def train(arguments: Sequence[str], *, default_preset: str = DEFAULT_PRESET) -> 
     if source.resume is not None and "--help" not in arguments:
         from aiether.training import run as job
 
-        return job.resume(Path(source.resume), _changes(arguments, job.CHANGEABLE))
+        return job.resume(Path(source.resume), _changes(arguments))
     config = read_settings(arguments, source, default_preset=default_preset)
     from aiether.training import run as job  # after the command line is known to be right: it takes seconds
 
@@ -92,7 +92,7 @@ def read_settings(
 ) -> TrainConfig:
     """The configuration of a command line; values outside a documented range give a line on stderr."""
     file = read_file(source.config) if source.config is not None else {}
-    preset = source.preset or file.get("preset") or default_preset
+    preset = source.preset if source.preset is not None else file.get("preset", default_preset)
     base = merge(preset, file, {})
     given = _given(
         arguments,
@@ -116,20 +116,13 @@ def _given(arguments: Sequence[str], base: TrainConfig, about: str) -> dict[str,
     return {name: value for name, value in values_of(flags).items() if name in typed}
 
 
-def _changes(arguments: Sequence[str], changeable: Sequence[str]) -> dict[str, Any]:
-    """The settings that a run goes on with in place of its own."""
-    _refuse_beside_resume(arguments, changeable)
-    return _given(arguments, merge(DEFAULT_PRESET, {}, {}), "")
-
-
-def _refuse_beside_resume(arguments: Sequence[str], changeable: Sequence[str]) -> None:
-    allowed = {"resume", *changeable}
-    types = setting_types()
-    others = [flag for flag, _ in given_flags(arguments) if setting_name(flag, types) not in allowed]
+def _changes(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings that a command line names beside --resume."""
+    others = [flag for flag, _ in given_flags(arguments) if setting_name(flag, {}) in ("config", "preset")]
     if not arguments[0].startswith("--"):
         others.insert(0, repr(arguments[0]))
     if others:
         raise ValueError(
-            f"--resume goes on with the run's own settings; remove {', '.join(others)}, or start a new run "
-            f"(what may change: {', '.join(changeable)})"
+            f"--resume goes on with the run's own settings; remove {', '.join(others)}, or start a new run"
         )
+    return _given(arguments, merge(DEFAULT_PRESET, {}, {}), "")

@@ -12,6 +12,7 @@ from ._observer import Row, RunObserver
 from ._quiet import without_progress_bars
 from ._run import FitResult, OnNan
 from ._verify import GrowthError
+from ._weights import check_weights, read_mapping
 from .trainer import fit
 
 __all__ = [
@@ -29,12 +30,14 @@ __all__ = [
     "Workload",
     "causal_loss",
     "check_memory",
+    "check_weights",
     "disk_full",
     "fit",
     "hold",
     "interrupted_status",
     "is_disk_full",
     "raise_interrupts",
+    "read_mapping",
     "without_progress_bars",
     "write_json",
 ]

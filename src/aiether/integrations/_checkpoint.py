@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ._files import damage, seal, sync_file
+from ._weights import is_plain_name
 
 FORMAT = 2
 MARKER = "COMPLETE.json"
@@ -127,6 +128,8 @@ class CheckpointStore:
             return f"{MARKER} is missing, which is written last"
         try:
             marker = checkpoint.read_marker()
+            if not all(map(is_plain_name, (*marker["files"], *marker["snapshots"]))):
+                return f"{MARKER} names files outside of the checkpoint"
             sealed = [(path / name, sums) for name, sums in marker["files"].items()]
             sealed += [(self.snapshots / name, sums) for name, sums in marker["snapshots"].items()]
             return next(filter(None, (damage(file, sums, read=read) for file, sums in sealed)), None)

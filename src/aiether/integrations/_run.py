@@ -33,6 +33,7 @@ from ._optimizer_state import (
 from ._quiet import quiet_about_tied_weights, without_progress_bars
 from ._setup import planned_steps, save_interval, workload
 from ._stage import Handover, Stage, StageLeft
+from ._weights import check_weights
 
 logger = logging.get_logger("aiether")
 
@@ -439,9 +440,13 @@ class Run:
                 f"{self.total_steps}; resume with the arguments of the first start"
             )
         old = _unwrapped(self.trainer)
+        check_weights(checkpoint.path)
         with without_progress_bars():
             model = type(old).from_pretrained(
-                checkpoint.path, dtype=old.dtype, attn_implementation=old.config._attn_implementation
+                checkpoint.path,
+                use_safetensors=True,
+                dtype=old.dtype,
+                attn_implementation=old.config._attn_implementation,
             )
         model.loss_type = old.loss_type
         self.trainer.model = self.trainer.model_wrapped = model.to(self.trainer.args.device).train()

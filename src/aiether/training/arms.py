@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from aiether.integrations import Row, Workload, check_memory, fit, without_progr
 from .config import TrainConfig
 from .model import build_model
 from .recorder import Recorder
+from .run_folder import read_record
 from .samples import Sampler
 from .trainer import build_trainer
 
@@ -48,7 +48,8 @@ class ArmResult:
     def read(cls, arm_dir: Path) -> ArmResult | None:
         """The result of an arm that finished earlier."""
         path = arm_dir / RESULT
-        return cls(**json.loads(path.read_text())) if path.is_file() else None
+        advice = "move it away and resume again: the run goes on from its newest checkpoint"
+        return read_record(path, lambda read: cls(**read), advice) if path.is_file() else None
 
 
 def planned_steps(config: TrainConfig, data: PackedData) -> int:
@@ -123,6 +124,7 @@ def run_arm(
         tokens_per_step=tokens_per_step(config),
         total_steps=max_steps,
         bytes_per_token=data.bytes_per_token,
+        config=asdict(config),
         emit=emit,
         sampler=sampler(config, data),
     )

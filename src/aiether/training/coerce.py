@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 import types
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
+_SHORT = reprlib.Repr()  # a value from a file may be anything, of any size and depth
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlevel = 2
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -23,7 +27,7 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
     try:
         return _coerce(value, hint)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name} is {value!r}: {describe(hint)} is meant") from None
+        raise ValueError(f"{name} is {_SHORT.repr(value)}: {describe(hint)} is meant") from None
 
 
 def describe(hint: Any) -> str:
@@ -58,7 +62,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if len(known) <= _FEW:
         hint += f"{' It is' if near else '; choose'} one of {', '.join(known)}"
-    return f"unknown {what} {name!r}{hint}"
+    return f"unknown {what} {_SHORT.repr(name)}{hint}"
 
 
 def _coerce(value: Any, hint: Any) -> Any:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -17,6 +17,7 @@ from aiether.data import DataConfig
 from aiether.growth import GROWTH_PRESETS, GrowthConfig, planned_depth
 
 from .coerce import coerce, unknown
+from .settings_file import read_settings_file
 
 DEFAULT_PRESET = "recommended"
 """The preset of `aiether train`; `scripts/train.py` starts from `report`."""
@@ -38,6 +39,22 @@ _AT_LEAST_ONE = (
 _POSITIVE = ("num_epochs", "lr", "max_grad_norm")
 _NOT_NEGATIVE = ("lr_warmup_steps", "weight_decay", "seed", "max_skipped_steps")
 _BELOW_ONE = ("dropout", "adam_beta1", "adam_beta2")
+_AT_MOST: dict[str, float] = {
+    **dict.fromkeys(("n_layer", "max_layers", "n_head"), 10_000),
+    **dict.fromkeys(("n_embd", "context_length", "vocab_size"), 10_000_000),
+    **dict.fromkeys(("batch_size", "gradient_accumulation_steps"), 65_536),
+    **dict.fromkeys(("history_window_size", "k_subspace", "ell_orth", "eval_batches"), 1_000_000),
+    **dict.fromkeys(("keep_checkpoints", "max_skipped_steps", "pg_patience", "grow_by"), 1_000_000),
+    **dict.fromkeys(("max_steps", "warmup_steps", "lr_warmup_steps", "isolated_warmup_steps"), 10**9),
+    **dict.fromkeys(("eval_interval_steps", "log_interval_steps", "save_interval_steps"), 10**9),
+    **dict.fromkeys(("collect_interval_steps", "unfreeze_interval_steps"), 10**9),
+    **dict.fromkeys(("lr", "weight_decay", "noise", "beta0", "gamma0", "eta0", "isolated_lr_scale"), 1e3),
+    "num_epochs": 1e6,
+    "max_grad_norm": 1e30,
+    "seed": 2**32 - 1,
+}
+"""Beyond these a setting is a slip of the finger: each is far above any use, and below what overflows."""
+_PATHS = ("dataset_path", "tokenizer", "cache_dir", "output_dir")
 
 
 class RangeWarning(UserWarning):
@@ -116,6 +133,7 @@ class TrainConfig(DataConfig, GrowthConfig):
         GrowthConfig.validate(self)
         self._validate_choices_of_training()
         self._validate_numbers()
+        self._validate_texts()
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd is {self.n_embd}, not a multiple of n_head ({self.n_head}): change one of them"
@@ -165,6 +183,38 @@ class TrainConfig(DataConfig, GrowthConfig):
                 value = getattr(self, name)
                 if value is not None and not holds(value):
                     raise ValueError(f"{name} is {value}: it must be {allowed}")
+        for name, most in _AT_MOST.items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and value > most:
+                raise ValueError(f"{name} is {value}: it must be at most {most:,.10g}")
+
+    def _validate_texts(self) -> None:
+        for name in (*_PATHS, "text_column", "sample_prompt"):
+            check_text(name, getattr(self, name))
+        for name in _PATHS:
+            check_path(name, getattr(self, name))
+
+
+def check_text(name: str, value: str | None) -> None:
+    """Raise ValueError for what looks like text and is none: bytes of another encoding."""
+    if value is not None and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} is {value!r}: it holds characters that are no text") from None
+
+
+def check_path(name: str, value: str | None) -> None:
+    """Raise ValueError for a path that no system has: empty, with a NUL, or in an unknown home (~user)."""
+    if value is None:
+        return
+    if not value.strip() or "\0" in value:
+        raise ValueError(f"{name} is {value!r}: name a path, or leave it out")
+    check_text(name, value)
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{name} is {value!r}: there is no such user; write the path out") from None
 
 
 _RECOMMENDED: dict[str, Any] = {
@@ -226,7 +276,8 @@ def resolve(preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any
 def merge(preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainConfig:
     """As `resolve`, but whether the settings work together is not looked at."""
     from_file, from_flags = _typed(file), _typed(flags)
-    name = preset or from_flags.get("preset") or from_file.get("preset") or DEFAULT_PRESET
+    named = (preset, from_flags.get("preset"), from_file.get("preset"), DEFAULT_PRESET)
+    name = next(name for name in named if name is not None)
     if name not in PRESETS:
         raise ValueError(unknown("preset", name, PRESETS))
     settings = _over(_over(PRESETS[name], from_file), from_flags)
@@ -242,22 +293,30 @@ def read_file(path: str | Path) -> dict[str, Any]:
         Naming the file: it is missing, is no YAML, or holds an unknown setting or a wrong type.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"config file {str(path)!r} does not exist; name a YAML file such as a run's config.yaml"
-        )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if not isinstance(content, dict):
-            raise ValueError("it holds no settings; write lines of the form 'lr: 0.001'")
-        return _typed({str(key): value for key, value in content.items()})
-    except (yaml.YAMLError, ValueError) as error:
+        return _typed(read_settings_file(path))
+    except ValueError as error:
+        if str(path) in str(error):
+            raise
         raise ValueError(f"config file {str(path)!r}: {error}") from error
 
 
 def read_config(path: str | Path) -> TrainConfig:
-    """A configuration that `write_config` wrote."""
-    config = TrainConfig(**read_file(path))
+    """A configuration that `write_config` wrote.
+
+    Raises
+    ------
+    ValueError
+        As `read_file`, and for a file that lacks a setting: its default need not be what the run had.
+    """
+    settings = read_file(path)
+    missing = [name for name in setting_types() if name not in settings]
+    if missing:
+        raise ValueError(
+            f"{str(path)!r} lacks {_few(missing)}: a run's file holds every setting; restore it from a copy, "
+            "or add what the run was started with"
+        )
+    config = TrainConfig(**settings)
     config.validate()
     return config
 
@@ -278,6 +337,11 @@ def setting_types() -> dict[str, Any]:
     """The type of every setting, by name, in declaration order."""
     hints = get_type_hints(TrainConfig)
     return {field.name: hints[field.name] for field in fields(TrainConfig)}
+
+
+def _few(names: Sequence[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

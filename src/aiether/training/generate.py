@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
-from aiether.integrations import CheckpointStore, without_progress_bars
+from aiether.integrations import CheckpointStore, check_weights, read_mapping, without_progress_bars
 
-_TOKENIZER_FILE = "tokenizer.json"
+from .config import check_text
+
+_TOKENIZER_FILE, _SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
+_COLDEST = 1e-6
+"""Below it, logits divided by the temperature leave the range of float32."""
+_REASON = 200
+"""Characters of a library's own message that are worth a line."""
 _LEVELS = 4
 """A checkpoint of a baseline lies three folders below its run: run/baseline/checkpoints/step."""
 
@@ -27,28 +41,31 @@ def generate(
     seed: int = 0,
     tokenizer: str | Path | None = None,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> str:
     """The prompt and its continuation, up to `max_new_tokens` or the end-of-text token.
 
     `path` is a run folder (its final model, else its newest complete checkpoint) or a folder that
-    `save_pretrained` wrote; weights are read from safetensors only, and no code from the folder runs. A
-    text longer than the model's context goes on from its later half. `temperature` 0 is greedy. The same
-    seed gives the same text on the same machine; the global random state is left as it was.
+    `save_pretrained` wrote. Weights are read from safetensors only, and code that lies in the folder runs
+    with `trust_remote_code` only. A text longer than the model's context goes on from its later half.
+    `temperature` 0 is greedy. The same seed gives the same text on the same machine; the global random state
+    is left as it was.
 
     Raises
     ------
     ValueError
-        For a folder without a model or a tokenizer, and for sampling settings that mean nothing.
+        For a folder without a model or a tokenizer, or with damaged ones, for a tokenizer that is not the
+        model's, and for sampling settings that mean nothing.
     """
-    _validate(max_new_tokens, temperature, top_k, top_p)
+    _validate(max_new_tokens, temperature, top_k, top_p, seed)
+    check_text("the prompt", prompt)
     model_dir = find_model(path)
     target = _device(device)
-    text = load_tokenizer(path, model_dir, tokenizer)
-    with without_progress_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            model_dir, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
-    model.to(target).eval()
+    text = load_tokenizer(path, model_dir, tokenizer, trust_remote_code=trust_remote_code)
+    model = load_model(model_dir, trust_remote_code=trust_remote_code).to(target).eval()
+    ids = prompt_ids(text, prompt).to(target)
+    _check_vocabulary(model, text, ids)
+    _check_finite(model, ids)
     return continue_text(
         model,
         text,
@@ -113,20 +130,112 @@ def find_model(path: str | Path) -> Path:
     return newest.path
 
 
+def load_model(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
+    """The causal language model of a folder, every weight of it read from safetensors.
+
+    Raises
+    ------
+    ValueError
+        For a damaged folder, weights that do not fill the model, and one that needs code of its own.
+    """
+    num_tensors = check_weights(model_dir)
+    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    _refuse_code(model_dir / "config.json", CONFIG_MAPPING, "model_type", trust_remote_code)
+    with without_progress_bars(), _readable(f"the model in {str(model_dir)!r}"):
+        config = AutoConfig.from_pretrained(model_dir, **options)
+        layers = getattr(config, "num_hidden_layers", None) or 0
+        if layers > num_tensors:
+            raise ValueError(f"config.json tells of {layers} layers, the weights are {num_tensors} tensors")
+        model, info = AutoModelForCausalLM.from_pretrained(
+            model_dir, config=config, use_safetensors=True, output_loading_info=True, **options
+        )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise ValueError(f"{len(missing)} weights are missing, {missing[0]} first")
+    return model
+
+
 def load_tokenizer(
-    path: str | Path, model_dir: Path, tokenizer: str | Path | None = None
+    path: str | Path,
+    model_dir: Path,
+    tokenizer: str | Path | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerFast:
     """The tokenizer given, else the model folder's own, else the one that the run's data was packed with."""
     source = Path(tokenizer) if tokenizer is not None else model_dir
-    if source.is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=str(source))
-    if (source / _TOKENIZER_FILE).is_file():
-        return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+    with _readable(f"the tokenizer {str(source)!r}"):
+        if source.is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(source))
+        if (source / _TOKENIZER_FILE).is_file() or (
+            trust_remote_code and (source / _SETTINGS_FILE).is_file()
+        ):
+            return AutoTokenizer.from_pretrained(
+                source, local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    if (source / _SETTINGS_FILE).is_file() and "auto_map" in read_mapping(source / _SETTINGS_FILE):
+        raise ValueError(_code_needed(source / _SETTINGS_FILE))
     if tokenizer is not None:
         raise ValueError(
             f"tokenizer {str(tokenizer)!r} is neither a tokenizer.json file nor a folder with one"
         )
     return AutoTokenizer.from_pretrained(_tokenizer_of_run(Path(path)), local_files_only=True)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Turn whatever the libraries raise on a damaged folder (nearly anything) into one clear line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) <= _REASON else f"{reason[:_REASON]}..."
+        raise ValueError(f"{what} cannot be loaded ({reason}): restore its files, or name another") from error
+
+
+def _refuse_code(file: Path, known: Container[str], key: str, trusted: bool) -> None:
+    """A folder that brings its own classes: what transformers knows under the same name is taken instead."""
+    settings = read_mapping(file)
+    if "auto_map" in settings and settings.get(key) not in known and not trusted:
+        raise ValueError(_code_needed(file))
+
+
+def _code_needed(file: Path) -> str:
+    return (
+        f"{file} asks for code that lies in its folder (auto_map), which is not run unasked: read it, and "
+        "give --trust_remote_code if you trust it"
+    )
+
+
+def _check_vocabulary(model: Any, tokenizer: PreTrainedTokenizerFast, ids: Tensor) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    highest = max(int(ids.max()), tokenizer.vocab_size - 1)  # without tokens that were added afterwards
+    if highest >= rows:
+        raise ValueError(
+            f"the tokenizer has the id {highest}, the model's vocabulary {rows} entries: they do not belong "
+            "together; name the model's own with --tokenizer"
+        )
+
+
+def _check_finite(model: Any, ids: Tensor) -> None:
+    """A model whose training diverged, or whose weights are damaged, talks nonsense or fails to sample."""
+    with torch.no_grad():
+        logits = model(ids[:, : _context(model, 1)]).logits
+    if not torch.isfinite(logits).all():
+        raise ValueError(
+            "the model's predictions are not finite (NaN or infinite): its training diverged or its weights "
+            "are damaged; take an earlier checkpoint"
+        )
+
+
+def _context(model: Any, otherwise: int) -> int:
+    """Tokens that the model takes at once; `otherwise` where it does not say."""
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is None:
+        return otherwise
+    if not isinstance(context, int) or context < 2:
+        raise ValueError(f"the model's max_position_embeddings is {context!r}: at least 2 are needed")
+    return context
 
 
 def _tokenizer_of_run(path: Path) -> Path:
@@ -145,7 +254,7 @@ def _tokenizer_of_run(path: Path) -> Path:
 
 def _extend(model: Any, ids: Tensor, count: int, end: Any, sampling: dict[str, Any]) -> Tensor:
     """The new ids (1, <= count); beyond the context length the later half of the text is the new context."""
-    context = getattr(model.config, "max_position_embeddings", None) or ids.shape[1] + count
+    context = _context(model, ids.shape[1] + count)
     start = ids.shape[1]
     while (left := start + count - ids.shape[1]) > 0:
         window = ids if ids.shape[1] < context else ids[:, -max(1, context // 2) :]
@@ -171,11 +280,13 @@ def _start_token(tokenizer: PreTrainedTokenizerFast) -> int:
     raise ValueError("the prompt is empty and the tokenizer has no token to start from; give a prompt")
 
 
-def _validate(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float) -> None:
+def _validate(max_new_tokens: int, temperature: float, top_k: int | None, top_p: float, seed: int) -> None:
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}: it must be 0 (greedy) or greater")
+    if temperature != 0 and not _COLDEST <= temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}: it must be 0 (greedy) or at least {_COLDEST}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}: it must be 0 to {2**32 - 1}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k is {top_k}: it must be at least 1, or left out")
     if not 0 < top_p <= 1:

@@ -88,9 +88,11 @@ class Recorder(RunObserver):
         tokens_per_step: int,
         total_steps: int,
         bytes_per_token: float | None,
+        config: Row | None = None,
         emit: Callable[[str, Row], None],
         sampler: Sampler | None = None,
     ) -> None:
+        self.config = config  # what the run is trained under: every checkpoint tells
         self.run_dir, self.context_length, self.tokens_per_step = run_dir, context_length, tokens_per_step
         self.bytes_per_token, self.total_steps, self.emit = bytes_per_token, total_steps, emit
         self.layers = LayerStateManager(run_dir / "layers")
@@ -186,6 +188,7 @@ class Recorder(RunObserver):
             "flops": self.flops,
             "last_log": list(self.last_log),
             "last_eval": self.last_eval,
+            "config": self.config,
             "unwritten": {lines.path.name: lines.unwritten for lines in self._lines if lines.unwritten},
         }
 

@@ -24,6 +24,7 @@ import aiether
 from aiether.data import PackedData, prepare
 from aiether.growth import GrowthConfig, growth_warnings
 from aiether.integrations import (
+    CheckpointStore,
     Interrupted,
     Row,
     RunFault,
@@ -50,6 +51,7 @@ from .arms import (
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .report import write_cards, write_report
+from .run_folder import check_changes, check_output_dir, check_unedited, read_record
 from .tracking import TrackedRun, Tracking, check_trackers
 from .trainer import build_arguments
 
@@ -58,15 +60,8 @@ ENVIRONMENT = "environment.json"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 BASELINE = "baseline-static"
-CHANGEABLE = (
-    "on_nan",
-    "max_skipped_steps",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "bf16",
-    "snapshot_storage",
-)
-"""Settings that may change when a run goes on; what a step consists of stays."""
+_MOVE_AWAY = "move it away and resume again: it is made anew"
+_RESTORE = "restore it from a copy, or start a new run"
 
 
 @dataclass(frozen=True)
@@ -98,15 +93,12 @@ def train(config: TrainConfig) -> RunResult:
     Interrupted
         For a signal while nothing trains, or a second one.
     """
-    run_dir = Path(config.output_dir or _default_output_dir(config))
+    run_dir = Path(config.output_dir or _default_output_dir(config)).expanduser()
     check_device(config)
     check_trackers(config.report_to)
+    check_output_dir(run_dir)
     with _attended(run_dir):
-        if (run_dir / CONFIG).exists():
-            raise ValueError(
-                f"output_dir {str(run_dir)!r} holds a run already; go on with --resume {run_dir}, or name "
-                "another"
-            )
+        check_output_dir(run_dir)  # again: another process may have been faster
         return _execute(replace(config, output_dir=str(run_dir)), run_dir, resume=False)
 
 
@@ -128,17 +120,32 @@ def resume(run_dir: str | Path, changes: Mapping[str, Any] | None = None) -> Run
             f"{str(run_dir)!r} holds no run ({CONFIG} is missing); name a run folder, as in runs/NAME"
         )
     with _attended(run_dir):
-        summary, report = run_dir / SUMMARY, run_dir / REPORT
-        status = json.loads(summary.read_text())["status"] if summary.is_file() else "killed"
-        if status == "finished" and report.is_file():
-            raise ValueError(f"the run in {str(run_dir)!r} is finished; its report is {report}")
         config = read_config(run_dir / CONFIG)
+        changes = check_changes(config, changes or {}, run_dir)
+        _refuse_finished(run_dir)
+        _check_trained_under(config, run_dir)
         if changes:
             config = _changed(config, changes)
             write_config(run_dir / CONFIG, config)
         check_device(config)
         check_trackers(config.report_to)
         return _execute(config, run_dir, resume=True)
+
+
+def _refuse_finished(run_dir: Path) -> None:
+    summary, report = run_dir / SUMMARY, run_dir / REPORT
+    if not (summary.is_file() and report.is_file()):
+        return
+    if read_record(summary, lambda read: read["status"], _MOVE_AWAY) == "finished":
+        raise ValueError(f"the run in {str(run_dir)!r} is finished; its report is {report}")
+
+
+def _check_trained_under(config: TrainConfig, run_dir: Path) -> None:
+    """Other settings over the same weights would train on, only otherwise, and without a word."""
+    checkpoint = CheckpointStore(run_dir).latest()
+    states = checkpoint.read_record().observers if checkpoint else []
+    for trained in (state["config"] for state in states if "config" in state):
+        check_unedited(config, trained, run_dir / CONFIG)
 
 
 def _changed(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -230,7 +237,10 @@ def _open_folder(config: TrainConfig, data: PackedData, run_dir: Path) -> None:
 
 def _check_same_data(run_dir: Path, data: PackedData) -> None:
     """Other tokens under the same embeddings would train on, only worse, and without a word."""
-    started_on = json.loads((run_dir / ENVIRONMENT).read_text())["data"]["fingerprint"]
+    path = run_dir / ENVIRONMENT
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, which tells the run's data; restore it, or start a new run")
+    started_on = read_record(path, lambda read: str(read["data"]["fingerprint"]), _RESTORE)
     if data.fingerprint != started_on:
         raise ValueError(
             f"the data of {str(run_dir)!r} has changed since the run started (fingerprint {started_on[:12]}, "
