@@ -60,6 +60,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if not known:
+        return f"unknown {what} {_SHORT.repr(name)}: there are none"
     if len(known) <= _FEW:
         hint += f"{' It is' if near else '; choose'} one of {', '.join(known)}"
     return f"unknown {what} {_SHORT.repr(name)}{hint}"

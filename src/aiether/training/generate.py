@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def generate(
     check_text("the prompt", prompt)
     model_dir = find_model(path)
     target = _device(device)
+    _check_folder(model_dir, trust_remote_code)
     text = load_tokenizer(path, model_dir, tokenizer, trust_remote_code=trust_remote_code)
     model = load_model(model_dir, trust_remote_code=trust_remote_code).to(target).eval()
     ids = prompt_ids(text, prompt).to(target)
@@ -138,9 +139,8 @@ def load_model(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
     ValueError
         For a damaged folder, weights that do not fill the model, and one that needs code of its own.
     """
-    num_tensors = check_weights(model_dir)
+    num_tensors = _check_folder(model_dir, trust_remote_code)
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    _refuse_code(model_dir / "config.json", CONFIG_MAPPING, "model_type", trust_remote_code)
     with without_progress_bars(), _readable(f"the model in {str(model_dir)!r}"):
         config = AutoConfig.from_pretrained(model_dir, **options)
         layers = getattr(config, "num_hidden_layers", None) or 0
@@ -193,11 +193,16 @@ def _readable(what: str) -> Iterator[None]:
         raise ValueError(f"{what} cannot be loaded ({reason}): restore its files, or name another") from error
 
 
-def _refuse_code(file: Path, known: Container[str], key: str, trusted: bool) -> None:
-    """A folder that brings its own classes: what transformers knows under the same name is taken instead."""
-    settings = read_mapping(file)
-    if "auto_map" in settings and settings.get(key) not in known and not trusted:
-        raise ValueError(_code_needed(file))
+def _check_folder(model_dir: Path, trusted: bool) -> int:
+    """The tensors of a model folder, after a look at its files that needs no library to load them.
+
+    A folder that brings its own classes is refused unless trusted; where transformers knows the model's type
+    itself, its own classes are taken and the folder's are not looked at.
+    """
+    settings = read_mapping(model_dir / "config.json")
+    if "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING and not trusted:
+        raise ValueError(_code_needed(model_dir / "config.json"))
+    return check_weights(model_dir)
 
 
 def _code_needed(file: Path) -> str:

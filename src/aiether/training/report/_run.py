@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from aiether.training.settings_file import read_settings_file
+
+T = TypeVar("T")
+_MOST = 1e15
 Row = Mapping[str, Any]
 Column = NDArray[np.float64]
 
@@ -92,7 +95,10 @@ class Run:
 def as_number(value: Any) -> float:
     """A float, or NaN for whatever is not a number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else float("nan")
+    try:
+        return float(value) if is_number else float("nan")
+    except OverflowError:  # a whole number of more than 308 digits
+        return float("nan")
 
 
 def load_run(run_dir: Path) -> Run:
@@ -112,20 +118,61 @@ def load_run(run_dir: Path) -> Run:
 
 
 def _load_one(run_dir: Path, name: str, baselines: tuple[Run, ...]) -> Run:
-    metrics = read_json_lines(run_dir / "metrics.jsonl")
-    config = _read(run_dir / "config.yaml", yaml.safe_load)
+    metrics = read_json_lines(run_dir / "metrics.jsonl", _is_measurement)
+    config = run_dir / "config.yaml"
     return Run(
         name=name,
         train=table_of("train", metrics),
         evals=table_of("eval", metrics),
-        config=config if isinstance(config, dict) else {},
-        environment=_read(run_dir / "environment.json", json.loads) or {},
-        events=_ordered_events(read_json_lines(run_dir / "events.jsonl")),
-        layers=layers_of(_read(run_dir / "lineage.json", json.loads) or {}),
-        summary=_read(run_dir / "summary.json", json.loads),
-        samples=tuple(read_json_lines(run_dir / "samples.jsonl")),
+        config=read_settings_file(config) if config.is_file() else {},
+        environment=_read(run_dir / "environment.json", _object) or {},
+        events=_ordered_events(read_json_lines(run_dir / "events.jsonl", _is_event)),
+        layers=_read(run_dir / "lineage.json", lambda text: layers_of(_object(text))) or (),
+        summary=_read(run_dir / "summary.json", _object),
+        samples=tuple(read_json_lines(run_dir / "samples.jsonl", _has_step)),
         baselines=baselines,
     )
+
+
+def _object(text: str) -> Row:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    return value
+
+
+def _is_count(value: Any) -> bool:
+    """A number of steps or layers that int takes and a figure can show."""
+    return 0 <= as_number(value) < _MOST
+
+
+def _has_step(row: Row) -> bool:
+    return _is_count(row.get("step", 0))
+
+
+def _is_measurement(row: Row) -> bool:
+    return _is_count(row.get("step")) if row.get("kind") in ("train", "eval") else True
+
+
+def _is_event(row: Row) -> bool:
+    if row.get("event") != "growth":
+        return _has_step(row) and not isinstance(row.get("event"), list | dict)
+    counts = all(_is_count(row.get(name)) for name in ("step", "depth_before", "depth_after"))
+    tensors = row.get("tensors") or []
+    rows = tensors.values() if isinstance(tensors, dict) else tensors
+    return (
+        counts
+        and isinstance(tensors, dict | list)
+        and all(isinstance(row, dict) for row in rows)
+        and _is_plan(row.get("plan") or {})
+    )
+
+
+def _is_plan(plan: Any) -> bool:
+    try:
+        return all(_is_count(origin["source"]) for origin in plan.get("layers", ()))
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def table_of(kind: str, rows: Iterable[Row]) -> Table:
@@ -144,46 +191,59 @@ def _ordered_events(events: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def layers_of(lineage: Row) -> tuple[Layer, ...]:
-    """The layers of a `lineage.json`, in the order of the stack."""
-    return tuple(
+    """The layers of a `lineage.json`, in the order of the stack.
+
+    Raises:
+        ValueError: Two of them have one id, or a number is none.
+    """
+    layers = tuple(
         Layer(
-            layer_id=record["id"],
+            layer_id=int(record["id"]),
             born_step=int(record["born_step"]),
-            parent=record.get("parent"),
+            parent=None if record.get("parent") is None else int(record["parent"]),
             init=str(record.get("init") or ""),
         )
         for record in lineage.get("records", ())
     )
+    if len({layer.layer_id for layer in layers}) < len(layers):
+        raise ValueError("two layers have one id")
+    if not all(_is_count(layer.born_step) for layer in layers):
+        raise ValueError("a layer was born at no step")
+    return layers
 
 
-def read_json_lines(path: Path) -> list[Row]:
+def read_json_lines(path: Path, fits: Callable[[Row], bool] = lambda row: True) -> list[Row]:
     """The objects of a JSON-lines file; a last line cut off by a kill is left out.
 
     Raises:
-        ValueError: A line other than the last one is not JSON.
+        ValueError: A line other than the last one is not JSON, or an object does not fit.
     """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     rows: list[Row] = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
+            row = json.loads(line.decode()) if line.strip() else None
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
-            raise ValueError(
-                f"{path}, line {number} is not JSON ({error.msg}). Remove the line and try again."
-            ) from error
+            raise ValueError(f"{path}, line {number} is not JSON. Remove the line and try again.") from error
         if isinstance(row, dict):
+            if not fits(row):
+                raise ValueError(
+                    f"{path}, line {number} is damaged (a number is missing or is none). "
+                    "Remove the line and try again."
+                )
             rows.append(row)
     return rows
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+def _read(path: Path, parse: Callable[[str], T]) -> T | None:
     if not path.is_file():
         return None
     try:
         return parse(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Move it away and write the report again.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        reason = "it is no JSON" if isinstance(error, json.JSONDecodeError | RecursionError) else error
+        raise ValueError(f"{path} is damaged ({reason}). Move it away and write the report again.") from error
