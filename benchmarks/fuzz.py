@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -427,8 +427,8 @@ def _write_saved(folder: Path, text: bytes, chance: random.Random) -> Path:
     return folder
 
 
-def fuzz(bench: Bench, examples: int, say: Callable[[str], None] = print) -> dict[str, Tally]:
-    """Draw and judge `examples` examples over all kinds."""
+def fuzz(bench: Bench, examples: Mapping[str, int], say: Callable[[str], None] = print) -> dict[str, Tally]:
+    """Draw and judge as many examples of each kind."""
     seeds = st.integers(0, 2**48)
     drawn: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Outcome]]] = {
         "config": (config_bytes(), bench.config),
@@ -439,7 +439,7 @@ def fuzz(bench: Bench, examples: int, say: Callable[[str], None] = print) -> dic
     tallies = {kind: Tally() for kind in KINDS}
     for kind, (strategy, judge) in drawn.items():
         started = time.perf_counter()
-        _draw(strategy, round(examples * KINDS[kind]), judge, tallies[kind])
+        _draw(strategy, examples[kind], judge, tallies[kind])
         tally = tallies[kind]
         say(
             f"{kind}: {tally.examples} examples, {dict(tally.statuses)}, {len(tally.failures)} failures, "
@@ -491,7 +491,7 @@ def main() -> int:
     torch.set_num_threads(1)
     started = time.perf_counter()
     with open_bench() as bench:
-        tallies = fuzz(bench, options.examples)
+        tallies = fuzz(bench, {kind: round(options.examples * share) for kind, share in KINDS.items()})
     failures = [failure for tally in tallies.values() for failure in tally.failures]
     result = {
         "examples": sum(tally.examples for tally in tallies.values()),

@@ -171,7 +171,11 @@ def test_a_written_configuration_reads_back_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("lr: [1", "while parsing"), ("- lr", "holds no settings"), ("rate: 1", "unknown setting 'rate'")],
+    [
+        ("lr: [1", "line 1, column 7: expected"),
+        ("- lr", "holds no settings"),
+        ("rate: 1", "unknown setting 'rate'"),
+    ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.yaml"

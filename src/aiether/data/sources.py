@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import os
 import platform
 import sysconfig
@@ -244,10 +245,13 @@ def open_saved_dataset(path: Path, text_column: str) -> SavedDataset:
     Raises ValueError when it has neither token ids (`input_ids`) nor the text column, or no `train` split.
     """
     import datasets  # heavy, and needed for this source alone
+    import pyarrow as pa
 
     try:
+        for state in (path / "state.json", path / "train" / "state.json"):
+            _check_inside(state)
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, pa.ArrowException) as error:
         raise ValueError(
             f"dataset_path {str(path)!r} looks like a save_to_disk folder and cannot be loaded ({error}); "
             "save the dataset again"
@@ -269,6 +273,14 @@ def open_saved_dataset(path: Path, text_column: str) -> SavedDataset:
             f"text_column {text_column!r}; name the column of the text with text_column"
         )
     return SavedDataset(path, text_column, loaded.select_columns([text_column]), False)
+
+
+def _check_inside(state: Path) -> None:
+    """The files of a saved dataset lie beside its state.json: what is elsewhere would not be in its hash."""
+    files = json.loads(state.read_text(encoding="utf-8"))["_data_files"] if state.is_file() else []
+    outside = [name for name in (str(file["filename"]) for file in files) if Path(name).name != name]
+    if outside:
+        raise ValueError(f"{state.name} names {outside[0]!r}, outside of the folder")
 
 
 def _row_text(value: object, index: int, column: str, path: Path) -> str:
@@ -301,6 +313,8 @@ def _cut_ids(ids: Ids, limit: int) -> Iterator[Section]:
 def file_hash(path: Path) -> bytes:
     """SHA-256 of a file's bytes."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise OSError("it is neither a file nor a link to one")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:

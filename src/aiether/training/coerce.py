@@ -64,7 +64,7 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
         return f"unknown {what} {_SHORT.repr(name)}: there are none"
     if len(known) <= _FEW:
         hint += f"{' It is' if near else '; choose'} one of {', '.join(known)}"
-    return f"unknown {what} {_SHORT.repr(name)}{hint}"
+    return f"unknown {what} {_SHORT.repr(name)}{hint or '; aiether train --help lists them'}"
 
 
 def _coerce(value: Any, hint: Any) -> Any:

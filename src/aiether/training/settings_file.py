@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-MAX_BYTES = 1 << 20
+MAX_BYTES = 1 << 16
 """A file of every setting takes 3 kB."""
 
 _LINES = "write lines of the form 'lr: 0.001'"
@@ -59,7 +59,7 @@ def read_settings_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{what} does not exist; name a YAML file such as a run's config.yaml")
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{what} is larger than {MAX_BYTES >> 20} MiB: it holds no settings; {_LINES}")
+        raise ValueError(f"{what} is larger than {MAX_BYTES >> 10} KiB: it holds no settings; {_LINES}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), _Settings)  # noqa: S506 - a SafeLoader
     except UnicodeDecodeError as error:
