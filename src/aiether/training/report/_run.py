@@ -158,12 +158,11 @@ def _is_event(row: Row) -> bool:
     if row.get("event") != "growth":
         return _has_step(row) and not isinstance(row.get("event"), list | dict)
     counts = all(_is_count(row.get(name)) for name in ("step", "depth_before", "depth_after"))
-    tensors = row.get("tensors") or []
-    rows = tensors.values() if isinstance(tensors, dict) else tensors
+    tensors = row.get("tensors") or {}
     return (
         counts
-        and isinstance(tensors, dict | list)
-        and all(isinstance(row, dict) for row in rows)
+        and isinstance(tensors, dict)
+        and all(isinstance(metrics, dict) for metrics in tensors.values())
         and _is_plan(row.get("plan") or {})
     )
 
