@@ -146,9 +146,10 @@ def load_model(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
         layers = getattr(config, "num_hidden_layers", None) or 0
         if layers > num_tensors:
             raise ValueError(f"config.json tells of {layers} layers, the weights are {num_tensors} tensors")
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             model_dir, config=config, use_safetensors=True, output_loading_info=True, **options
         )
+        model, info = loaded
         missing = sorted(info["missing_keys"])
         if missing:
             raise ValueError(f"{len(missing)} weights are missing, {missing[0]} first")

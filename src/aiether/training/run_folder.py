@@ -28,6 +28,8 @@ CONTENTS = frozenset(
         "samples.jsonl",
         "snapshots",
         "summary.json",
+        "tensorboard",
+        "wandb",
         "window",
     }
 )
