@@ -20,7 +20,7 @@ def texts(source: Source) -> list[str]:
 
 
 def find(path: Path | str, text_column: str = "text") -> Source:
-    return find_source(DataConfig(dataset_path=str(path), text_column=text_column))
+    return find_source(str(path), DataConfig(text_column=text_column))
 
 
 def test_file_folder_and_glob_read_the_same_documents(
@@ -63,14 +63,23 @@ def test_content_hash_follows_the_content_and_not_its_place(corpus: Path, tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "is_text"),
-    [("a.txt", True), ("a.TXT.GZ", True), ("a.py.zst", True), ("a.parquet", False), ("a.tar.xz", False)],
+    [
+        ("a.txt", True),
+        ("a.TXT.GZ", True),
+        ("a.py.zst", True),
+        ("a.parquet", True),
+        ("a.jsonl.zst", True),
+        ("a.json", False),
+        ("a.bin", False),
+        ("a.tar.xz", False),
+    ],
 )
 def test_text_is_known_by_its_name(name: str, is_text: bool) -> None:
     assert is_text_name(name) is is_text
 
 
 def test_missing_path_says_what_is_allowed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere.* does not exist; allowed are a text file, a folder"):
+    with pytest.raises(ValueError, match=r"nowhere.* does not exist; allowed are a file of text"):
         find(tmp_path / "nowhere")
 
 

@@ -6,6 +6,7 @@ import gzip
 import lzma
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from io import BufferedReader, RawIOBase, TextIOWrapper
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
@@ -76,22 +77,11 @@ class _ZstandardFrames(RawIOBase):
         return size
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield the lines of a UTF-8 text file, newlines as "\\n", and the bytes read of the file so far.
-
-    A line longer than LINE_LIMIT characters comes in several parts, so that memory stays bounded.
-    Raises ValueError for a file that is missing, corrupt, binary or not UTF-8.
-    """
+@contextmanager
+def clear_errors(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read, as a ValueError that names it and says what to do."""
     try:
-        stream, raw = open_bytes(path)
-        with raw, stream, TextIOWrapper(stream, encoding="utf-8-sig") as text:
-            while line := text.readline(LINE_LIMIT):
-                if "\0" in line:
-                    raise ValueError(
-                        f"{path} is a binary file (it holds NUL bytes); allowed is UTF-8 text, plain or "
-                        f"{', '.join(COMPRESSION_SUFFIXES)}; point dataset_path at text files"
-                    )
-                yield line, raw.tell()
+        yield
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not UTF-8 text ({error.reason}: byte 0x{error.object[error.start]:02x}); convert it, "
@@ -106,6 +96,24 @@ def read_lines(path: Path) -> Iterator[tuple[str, int]]:
         raise ValueError(
             f"{path} cannot be read ({error.strerror or error}); check path and rights"
         ) from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the lines of a UTF-8 text file, newlines as "\\n", and the bytes read of the file so far.
+
+    A line longer than LINE_LIMIT characters comes in several parts, so that memory stays bounded.
+    Raises ValueError for a file that is missing, corrupt, binary or not UTF-8.
+    """
+    with clear_errors(path):
+        stream, raw = open_bytes(path)
+        with raw, stream, TextIOWrapper(stream, encoding="utf-8-sig") as text:
+            while line := text.readline(LINE_LIMIT):
+                if "\0" in line:
+                    raise ValueError(
+                        f"{path} is a binary file (it holds NUL bytes); allowed is UTF-8 text, plain or "
+                        f"{', '.join(COMPRESSION_SUFFIXES)}; point dataset_path at text files"
+                    )
+                yield line, raw.tell()
 
 
 def split_documents(lines: Iterable[str], limit: int) -> Iterator[Piece]:

@@ -83,7 +83,7 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> PackedData:
     Raises ValueError for data that cannot be used (missing, empty, binary, not UTF-8, too little).
     """
     config.validate()
-    source = find_source(config)
+    source = find_source(config.dataset_paths[0], config)
     folder = config.cache_root / "data" / _cache_key(config, source)
     if not _is_complete(folder):
         _make_writable(folder.parent)

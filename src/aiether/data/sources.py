@@ -1,4 +1,4 @@
-"""Where documents come from: text files, the standard library's source, `save_to_disk` datasets."""
+"""Where documents come from: files of text or rows, Python's own source, `save_to_disk` datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from aiether.data._text import COMPRESSION_SUFFIXES, LINE_LIMIT, read_lines, split_documents
+from aiether.data._rows import ROW_READERS, Row, row_text
+from aiether.data._text import COMPRESSION_SUFFIXES, END_OF_TEXT, LINE_LIMIT, read_lines, split_documents
 from aiether.data.config import DataConfig
 
 _PROSE_SUFFIXES = {".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".html", ".htm", ".xml"}
@@ -40,6 +41,8 @@ _CODE_SUFFIXES |= {
 }
 _CODE_SUFFIXES |= {".scala", ".swift", ".sh", ".sql", ".css", ".yaml", ".yml", ".toml", ".ini", ".cfg"}
 TEXT_SUFFIXES = frozenset(_PROSE_SUFFIXES | _CODE_SUFFIXES)
+# .json is as often a setting as it is data: in a folder it is left out, by name or glob it is read as rows.
+FOLDER_SUFFIXES = TEXT_SUFFIXES | (ROW_READERS.keys() - {".json"})
 Ids = npt.NDArray[np.int64]
 _ROWS = 256
 ReadProgress = Callable[[float], None]
@@ -79,29 +82,51 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Text files, in the order given."""
+    """Files of text or of rows, compressed or not, in the order given; the suffix tells the kind."""
 
     paths: tuple[Path, ...]
     description: str
+    text_column: str = "text"
     is_tokenised: bool = False
 
     def content_hash(self) -> str:
-        """SHA-256 over the files as they lie on disk, and the suffixes that tell how to open them."""
+        """SHA-256 over the files as they lie on disk, the suffixes that tell how to open them, the column."""
         digest = hashlib.sha256(b"text")
         for path in self.paths:
             digest.update(file_hash(path) + path.suffix.lower().encode())
+            if (kind := kind_suffix(path.name)) in ROW_READERS:
+                digest.update(f"{kind} {self.text_column}".encode())
         return digest.hexdigest()
 
     def sections(self, limit: int, on_read: ReadProgress) -> Iterator[Section]:
-        """See `Source`. A document is a file, or a part of it between lines of <|endoftext|>."""
+        """See `Source`. A document is a row, a text file, or a part of one between lines of <|endoftext|>."""
         total = max(1, sum(path.stat().st_size for path in self.paths))
         done = 0
         for path in self.paths:
-            read = _Counted(read_lines(path))
-            for piece in split_documents(read, limit):
-                yield Section(*piece)
-                on_read((done + read.position) / total)
-            done += path.stat().st_size
+            size = path.stat().st_size
+            reader = ROW_READERS.get(kind_suffix(path.name))
+            found = (
+                _text_sections(path, limit)
+                if reader is None
+                else _row_sections(reader(path, self.text_column), limit)
+            )
+            for section, share in found:
+                yield section
+                on_read((done + share * size) / total)
+            done += size
+
+
+def _text_sections(path: Path, limit: int) -> Iterator[tuple[Section, float]]:
+    size = max(1, path.stat().st_size)
+    read = _Counted(read_lines(path))
+    for piece in split_documents(read, limit):
+        yield Section(*piece), read.position / size
+
+
+def _row_sections(rows: Iterator[Row], limit: int) -> Iterator[tuple[Section, float]]:
+    for text, share in rows:
+        for section in split_text(text, limit):
+            yield section, share
 
 
 class _Counted:
@@ -147,56 +172,64 @@ class SavedDataset:
                 if self.is_tokenised:
                     yield from _cut_ids(_row_ids(row, start + offset, self.path), limit)
                 else:
-                    text = _row_text(row[self.text_column], start + offset, self.text_column, self.path)
+                    place = f"row {start + offset} of {self.path}"
+                    text = row_text(row[self.text_column], place, self.text_column)
                     yield from split_text(text, limit)
             on_read(min(1.0, (start + _ROWS) / len(self.dataset)))
 
 
 def split_text(text: str, limit: int) -> Iterator[Section]:
     """One document in memory, in pieces; a line of <|endoftext|> inside it ends it here too."""
+    if len(text) <= limit and END_OF_TEXT not in text:
+        if text and not text.isspace():
+            yield Section(text, True)
+        return
     for piece in split_documents(iter(partial(StringIO(text).readline, LINE_LIMIT), ""), limit):
         yield Section(*piece)
 
 
-def find_source(config: DataConfig) -> Source:
-    """The source that `config.dataset_path` names.
+def find_source(dataset_path: str | None, config: DataConfig) -> Source:
+    """The source that one `dataset_path` names; `config` says how it is read.
 
     Raises ValueError when the path is missing or holds nothing to read.
     """
-    if config.dataset_path is None:
+    if dataset_path is None:
         return standard_library()
-    path = Path(config.dataset_path).expanduser()
+    path = Path(dataset_path).expanduser()
     if path.is_file():
-        return TextFiles((path,), str(path))
+        return TextFiles((path,), str(path), config.text_column)
     if path.is_dir():
         is_dataset = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        return open_saved_dataset(path, config.text_column) if is_dataset else _folder(path)
+        column = config.text_column
+        return open_saved_dataset(path, column) if is_dataset else _folder(path, column)
     if glob.has_magic(str(path)):
-        return _glob(str(path))
+        return _glob(str(path), config.text_column)
     raise ValueError(
-        f"dataset_path {config.dataset_path!r} does not exist; allowed are a text file, a folder, a glob and "
-        "a save_to_disk folder; check the path, or leave it out to train on Python's standard library"
+        f"dataset_path {dataset_path!r} does not exist; allowed are a file of text, rows or tokens, a "
+        "folder, a glob, a save_to_disk folder and hub:NAME; check the path, or leave it out to train "
+        "on Python's standard library"
     )
 
 
-def _folder(path: Path) -> TextFiles:
+def _folder(path: Path, text_column: str) -> TextFiles:
     files = tuple(file for file in _walk(path) if is_text_name(file.name))
     if not files:
         raise ValueError(
-            f"dataset_path {str(path)!r} holds no text files; looked for {' '.join(sorted(TEXT_SUFFIXES))}, "
-            f"also with {' '.join(COMPRESSION_SUFFIXES)}; name others by a glob such as '{path}/**/*.ext'"
+            f"dataset_path {str(path)!r} holds no text files; looked for "
+            f"{' '.join(sorted(FOLDER_SUFFIXES))}, also with {' '.join(COMPRESSION_SUFFIXES)}; name others by "
+            f"a glob such as '{path}/**/*.ext'"
         )
-    return TextFiles(files, f"{path} ({len(files)} files)")
+    return TextFiles(files, f"{path} ({len(files)} files)", text_column)
 
 
-def _glob(pattern: str) -> TextFiles:
+def _glob(pattern: str, text_column: str) -> TextFiles:
     files = tuple(Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name))
     if not files:
         raise ValueError(
             f"dataset_path {pattern!r} matches no file; `*` stays within one folder and `**` goes through "
             "folders; check the pattern (and quote it in the shell)"
         )
-    return TextFiles(files, f"{pattern} ({len(files)} files)")
+    return TextFiles(files, f"{pattern} ({len(files)} files)", text_column)
 
 
 def _walk(root: Path, skip: frozenset[str] = frozenset({"__pycache__"})) -> Iterator[Path]:
@@ -209,9 +242,14 @@ def _walk(root: Path, skip: frozenset[str] = frozenset({"__pycache__"})) -> Iter
 
 
 def is_text_name(name: str) -> bool:
-    """Whether a file's name tells plain text, compressed or not."""
+    """Whether a file's name tells plain text or rows of text, compressed or not."""
+    return kind_suffix(name) in FOLDER_SUFFIXES
+
+
+def kind_suffix(name: str) -> str:
+    """The suffix that tells what a file holds: `.txt` of `a.TXT.gz`."""
     path = Path(name.lower())
-    return (Path(path.stem).suffix if path.suffix in COMPRESSION_SUFFIXES else path.suffix) in TEXT_SUFFIXES
+    return Path(path.stem).suffix if path.suffix in COMPRESSION_SUFFIXES else path.suffix
 
 
 # Tests repeat themselves, encodings and pydoc_data are generated tables, the others are not the library.
@@ -281,15 +319,6 @@ def _check_inside(state: Path) -> None:
     outside = [name for name in (str(file["filename"]) for file in files) if Path(name).name != name]
     if outside:
         raise ValueError(f"{state.name} names {outside[0]!r}, outside of the folder")
-
-
-def _row_text(value: object, index: int, column: str, path: Path) -> str:
-    if isinstance(value, str):
-        return value
-    raise ValueError(
-        f"row {index} of {path} holds {type(value).__name__} in column {column!r}, text is needed; "
-        "filter the dataset or name another text_column"
-    )
 
 
 def _row_ids(row: dict[str, Any], index: int, path: Path) -> Ids:

@@ -28,12 +28,28 @@ class TokenFile:
 
     `len(file)` is the number of tokens; a slice gives a uint16 or uint32 array that views the disk.
     It pickles as a path, so that workers map the file themselves.
+
+    Args:
+        path: the file of ids, little-endian.
+        dtype: their type.
+        start, stop: which ids of the file, by number; None: to the end.
+        name: what messages call it; None: the file's name without suffix.
     """
 
-    def __init__(self, path: Path, dtype: npt.DTypeLike) -> None:
+    def __init__(
+        self,
+        path: Path,
+        dtype: npt.DTypeLike,
+        start: int = 0,
+        stop: int | None = None,
+        name: str | None = None,
+    ) -> None:
         self.path = path
         self.dtype = np.dtype(dtype)
-        self._length = path.stat().st_size // self.dtype.itemsize
+        self.name = name or path.stem
+        self._start = start
+        held = path.stat().st_size // self.dtype.itemsize
+        self._length = max(0, (held if stop is None else min(stop, held)) - start)
         self._map: npt.NDArray[Any] | None = None
 
     def __len__(self) -> int:
@@ -43,8 +59,12 @@ class TokenFile:
         if self._map is None:
             # An empty file cannot be mapped.
             empty = np.empty(0, self.dtype)
-            self._map = np.memmap(self.path, self.dtype, mode="r") if self._length else empty
+            self._map = self._mapped() if self._length else empty
         return self._map[index]
+
+    def _mapped(self) -> npt.NDArray[Any]:
+        whole = np.memmap(self.path, self.dtype, mode="r")
+        return whole[self._start : self._start + self._length]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}
