@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -99,13 +99,13 @@ def setting_name(flag: str, types: Mapping[str, Any]) -> str:
 
 
 def _fault(flag: str, values: Sequence[str], hint: Any) -> str | None:
-    many = get_origin(hint) is tuple
+    many = any(get_origin(member) is tuple for member in (hint, *get_args(hint)))
     if not values and not many:
         return f"{flag} needs a value: {describe(hint)} is meant"
     if len(values) > 1 and not many:
         return f"unexpected {values[1]!r} after {flag} {values[0]}"
     try:
-        coerce(flag, list(values) if many else values[0], hint)
+        coerce(flag, list(values) if many and len(values) != 1 else values[0], hint)
     except ValueError as error:
         return str(error)
     return None

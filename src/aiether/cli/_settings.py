@@ -11,11 +11,14 @@ from aiether.training.config import TrainConfig, setting_types
 
 GROUPS: dict[str, dict[str, str]] = {
     "data": {
-        "dataset_path": "Text file (plain, .gz, .xz, .zst), folder, glob or save_to_disk folder. "
+        "dataset_path": "One source or several: a file (text, .jsonl, .csv, .tsv, .parquet, compressed or "
+        "not), folder, glob, save_to_disk folder, .bin of tokens or hub:NAME[:CONFIG][:SPLIT]. "
         "None: the source of Python's standard library.",
-        "text_column": "Column of a save_to_disk dataset that holds the text.",
-        "tokenizer": "A tokenizer.json file or Hugging Face tokenizer folder. "
-        "None: a byte-level BPE is trained.",
+        "dataset_weights": "Shares of the training tokens, one a source. None: by size.",
+        "text_column": "Column that holds the text, where a source has columns.",
+        "token_dtype": "Type of the ids in a .bin file. None: as the file beside it says, else uint16.",
+        "tokenizer": "A tokenizer.json file, tokenizer folder (Hugging Face's or GPT-2's encoder.json and "
+        "vocab.bpe) or name on the Hub. None: a byte-level BPE is trained.",
         "vocab_size": "Entries of the tokenizer that is trained.",
         "validation_fraction": "Share of the text held out, in whole documents.",
         "cache_dir": "Where prepared tokens are kept. None: ~/.cache/aiether.",

@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from aiether.data._work import Position, WorkFolder
 from aiether.data.sources import Ids, Section
 from aiether.data.tokenizer import TextTokenizer
 from aiether.data.tokens import TokenWriter
 
 SIDES = ("train", "validation")
+COMMIT_TOKENS = 1 << 23
+"""Tokens after which the position is kept: 10 to 30 seconds of work."""
 _BATCH_CHARACTERS = 1 << 20
+Held = Sequence[bool] | npt.NDArray[np.bool_]
 
 
 class Encoded(NamedTuple):
@@ -23,16 +29,6 @@ class Encoded(NamedTuple):
     ids: Sequence[int] | Ids
     nbytes: int | None
     last: bool
-
-
-@dataclass
-class _Side:
-    writer: TokenWriter
-    nbytes: int | None = 0
-
-    def write(self, item: Encoded) -> None:
-        self.writer.write(item.ids)
-        self.nbytes = None if self.nbytes is None or item.nbytes is None else self.nbytes + item.nbytes
 
 
 def encode(pieces: Iterable[tuple[int, Section]], tokenizer: TextTokenizer | None) -> Iterator[Encoded]:
@@ -59,25 +55,61 @@ def _encode_batch(batch: list[tuple[int, Section]], tokenizer: TextTokenizer | N
             yield Encoded(unit, section.content, nbytes, section.last)
 
 
+@dataclass
+class _Sides:
+    """The two files, the bytes of text behind each, and which of them holds the unfinished document."""
+
+    writers: list[TokenWriter]
+    nbytes: list[int | None]
+    open_side: int | None
+    separator: list[int]
+
+    def write(self, item: Encoded, side: int) -> None:
+        """Append an item, and the separator where a document ends or goes on in the other file."""
+        if self.open_side is not None and self.open_side != side:
+            self.writers[self.open_side].write(self.separator)
+        self.writers[side].write(item.ids)
+        known = self.nbytes[side]
+        self.nbytes[side] = None if known is None or item.nbytes is None else known + item.nbytes
+        if item.last:
+            self.writers[side].write(self.separator)
+        self.open_side = None if item.last else side
+
+    def sync(self, pieces: int) -> Position:
+        """Have everything on the disk; return where that is."""
+        for writer in self.writers:
+            writer.sync()
+        train, validation = self.writers
+        return Position(
+            pieces, (train.count, validation.count), (self.nbytes[0], self.nbytes[1]), self.open_side
+        )
+
+
 def write_tokens(
-    folder: Path, items: Iterable[Encoded], held_out: list[bool], vocab_size: int, separator: int | None
+    work: WorkFolder,
+    items: Iterable[Encoded],
+    held_out: Held,
+    vocab_size: int,
+    separator: int | None,
 ) -> tuple[int | None, int | None]:
     """Write train.bin and validation.bin; return the bytes of text behind each, None where unknown.
 
-    `separator` is written where a document ends, and where it goes on in the other file.
+    `items` begin where `work` says that the last try stopped. Every COMMIT_TOKENS tokens the files are
+    synced and the position is kept, so that a kill costs the work since then and changes no token.
     """
+    start = work.read_position()
     with ExitStack() as stack:
-        sides = [
-            _Side(stack.enter_context(TokenWriter(folder / f"{name}.bin", vocab_size))) for name in SIDES
+        writers = [
+            stack.enter_context(TokenWriter(work.out / f"{name}.bin", vocab_size, count))
+            for name, count in zip(SIDES, start.tokens, strict=True)
         ]
-        end = [] if separator is None else [separator]
-        open_side: _Side | None = None  # the side that holds the unfinished document
-        for item in items:
-            side = sides[held_out[item.unit]]
-            if open_side is not None and open_side is not side:
-                open_side.writer.write(end)
-            side.write(item)
-            if item.last:
-                side.writer.write(end)
-            open_side = None if item.last else side
-    return sides[0].nbytes, sides[1].nbytes
+        sides = _Sides(writers, list(start.nbytes), start.open_side, [] if separator is None else [separator])
+        uncommitted, pieces = 0, start.pieces
+        for pieces, item in enumerate(items, start.pieces + 1):
+            sides.write(item, int(held_out[item.unit]))
+            uncommitted += len(item.ids)
+            if uncommitted >= COMMIT_TOKENS:
+                work.write_position(sides.sync(pieces))
+                uncommitted = 0
+        work.write_position(end := sides.sync(pieces))
+    return end.nbytes

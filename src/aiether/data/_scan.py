@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
+import numpy.typing as npt
 
 from aiether.data.sources import ReadProgress, Section, Source
 from aiether.data.split import Keys, validation_keys
@@ -21,6 +22,7 @@ MIN_DOCUMENTS = 32
 """With fewer documents than this, the split is made by section."""
 SAMPLE_BYTES = 12 << 20
 """How much text a tokenizer is trained on at most."""
+_STRETCH = 1 << 20
 
 
 @dataclass
@@ -29,6 +31,11 @@ class Units:
 
     keys: array[int] = field(default_factory=lambda: array("Q"))
     sizes: array[int] = field(default_factory=lambda: array("Q"))
+
+    @classmethod
+    def from_arrays(cls, keys: Keys, sizes: Keys) -> Units:
+        """Units whose keys and sizes, (N,) each, were kept as arrays."""
+        return cls(array("Q", keys.tobytes()), array("Q", sizes.tobytes()))
 
     def add(self, key: int, size: int) -> None:
         """Note the next unit."""
@@ -64,13 +71,19 @@ class Scan:
             if section.last or not self.by_document:
                 unit = next(numbers)
 
-    def validation(self, fraction: float) -> list[bool]:
-        """For each unit, whether it is held out."""
+    def validation(self, fraction: float) -> npt.NDArray[np.bool_]:
+        """For each unit, whether it is held out: (units,)."""
         keys: Keys = np.asarray(self.units.keys, dtype=np.uint64)
-        held_out = validation_keys(keys, np.asarray(self.units.sizes, dtype=np.int64), fraction)
-        return np.isin(keys, held_out).tolist()
+        sizes = np.asarray(self.units.sizes, dtype=np.uint64).astype(np.int64)
+        chosen = validation_keys(keys, sizes, fraction)
+        held_out = np.empty(len(keys), dtype=np.bool_)
+        for start in range(0, len(keys), _STRETCH):
+            some = keys[start : start + _STRETCH]
+            place = np.minimum(np.searchsorted(chosen, some), len(chosen) - 1)
+            held_out[start : start + _STRETCH] = chosen[place] == some
+        return held_out
 
-    def training_sample(self, held_out: list[bool]) -> list[str]:
+    def training_sample(self, held_out: npt.NDArray[np.bool_]) -> list[str]:
         """The sampled sections that lie on the training side, in the order of the source."""
         ordered = sorted((section, document, text) for _, section, document, text in self.sample)
         return [
@@ -85,28 +98,30 @@ def scan(source: Source, keep_sample: bool, on_read: ReadProgress) -> Scan:
 
     The sample is the sections with the lowest content hashes up to SAMPLE_BYTES: it is spread over the
     whole source and depends on nothing but the text. White space does not count in a hash, so that the
-    same words wrapped differently are the same document.
+    same words wrapped differently are the same document. What is held in memory is the sample and 16 bytes
+    a document (a section, while there are few documents).
     """
     found = Scan()
     digest, size, sampled = hashlib.blake2b(digest_size=8), 0, 0
-    for section in source.sections(SECTION_SIZE, on_read):
+    for number, section in enumerate(source.sections(SECTION_SIZE, on_read)):
         content, nbytes = _content(section)
         key = _key(hashlib.blake2b(content, digest_size=8))
         if not isinstance(section.content, str):
             found.max_id = max(found.max_id, int(section.content.max()))
         elif keep_sample:
-            heapq.heappush(
-                found.sample, (-key, len(found.sections.keys), len(found.documents.keys), section.content)
-            )
+            heapq.heappush(found.sample, (-key, number, len(found.documents.keys), section.content))
             sampled += len(section.content)
             while sampled > SAMPLE_BYTES:
                 sampled -= len(heapq.heappop(found.sample)[-1])
-        found.sections.add(key, nbytes)
+        if not found.by_document:
+            found.sections.add(key, nbytes)
         digest.update(content)
         size += nbytes
         if section.last:
             found.documents.add(_key(digest), size)
             digest, size = hashlib.blake2b(digest_size=8), 0
+            if found.by_document:
+                found.sections = Units()
     return found
 
 

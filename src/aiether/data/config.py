@@ -57,7 +57,7 @@ class DataConfig:
     def _validate_sources(self) -> None:
         if self.token_dtype not in (None, "uint16", "uint32"):
             raise ValueError(f"token_dtype is {self.token_dtype!r}; allowed are uint16 and uint32")
-        if self.dataset_path == ():
+        if not self.dataset_paths:
             raise ValueError("dataset_path names no source; give at least one, or leave it out")
         weights, sources = self.dataset_weights, self.dataset_paths
         if weights is None:

@@ -1,4 +1,4 @@
-"""Text to packed tokens, once: prepared data is kept under the hash of what it was made from."""
+"""Sources to packed tokens, once: prepared data is kept under the hash of what it was made from."""
 
 from __future__ import annotations
 
@@ -8,96 +8,54 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from aiether.data._bins import Bins, max_id, open_bins
 from aiether.data._pack import encode, write_tokens
 from aiether.data._scan import DOCUMENT_PIECE_SIZE, scan
+from aiether.data._work import WorkFolder
 from aiether.data.config import DataConfig
+from aiether.data.packed import PackedData
 from aiether.data.sources import Source, file_hash, find_source
-from aiether.data.tokenizer import load_tokenizer, tokenizer_hash, train_tokenizer
+from aiether.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_hash, train_tokenizer
 from aiether.data.tokens import TokenFile, token_dtype
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the share of it done so far, 0 to 1."""
 
 _FORMAT = 1  # raise it when the same input would give other tokens
+_DECODED_AT_ONCE = 1 << 20
 
 
-@dataclass(frozen=True)
-class PackedData:
-    """Tokens of both sides, and what is needed to read the numbers of a run.
-
-    Attributes:
-        train, validation: memory-mapped tokens, each document followed by the end-of-text token.
-        tokenizer_dir: a folder that `AutoTokenizer` loads; None for a tokenised dataset without tokenizer.
-        vocab_size: number of token ids a model needs.
-        eos_token_id: the token between documents; None where `tokenizer_dir` is.
-        fingerprint: SHA-256 over the tokens of both sides and the tokenizer: equal data, equal fingerprint.
-        source: what the data is, for people.
-        num_documents: on both sides together.
-        train_bytes, validation_bytes: UTF-8 bytes of text; None where the text is not known.
-    """
-
-    train: TokenFile
-    validation: TokenFile
-    tokenizer_dir: Path | None
-    vocab_size: int
-    eos_token_id: int | None
-    fingerprint: str
-    source: str
-    num_documents: int
-    train_bytes: int | None
-    validation_bytes: int | None
-
-    @property
-    def train_tokens(self) -> int:
-        """Tokens of the training side."""
-        return len(self.train)
-
-    @property
-    def validation_tokens(self) -> int:
-        """Tokens of the validation side."""
-        return len(self.validation)
-
-    @property
-    def bytes_per_token(self) -> float | None:
-        """UTF-8 bytes of text a token of the validation side stands for; None where the text is not known.
-
-        End-of-text tokens count as tokens without bytes.
-        """
-        if self.validation_bytes is None or not self.validation_tokens:
-            return None
-        return self.validation_bytes / self.validation_tokens
-
-
-def prepare(config: DataConfig, progress: Progress | None = None) -> PackedData:
-    """Give the packed tokens that `config` describes, from the cache or made now.
-
-    The same content, settings and version give the same tokens. Preparation is atomic: until it is done,
-    the cache does not change. Processes that ask for the same data at once wait for the first of them.
-
-    Raises ValueError for data that cannot be used (missing, empty, binary, not UTF-8, too little).
-    """
-    config.validate()
-    source = find_source(config.dataset_paths[0], config)
-    folder = config.cache_root / "data" / _cache_key(config, source)
-    if not _is_complete(folder):
-        _make_writable(folder.parent)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            if not _is_complete(folder):
-                _prepare_folder(config, source, folder, progress or _silent)
-    return _load(folder, source.description)
-
-
-def _silent(phase: str, fraction: float) -> None:
+def silent(phase: str, fraction: float) -> None:
     """Report to nobody."""
 
 
-def _make_writable(folder: Path) -> None:
+def prepare_source(dataset_path: str | None, config: DataConfig, progress: Progress) -> PackedData:
+    """The packed tokens of one source, from the cache or made now; see `prepare`."""
+    source = open_source(dataset_path, config, progress)
+    folder = config.cache_root / "data" / _cache_key(config, source)
+    if not _is_complete(folder):
+        make_writable(folder.parent)
+        with FileLock(folder.with_name(folder.name + ".lock")):
+            if not _is_complete(folder):
+                _prepare_folder(config, source, folder, progress)
+    return _load(folder, source)
+
+
+def open_source(dataset_path: str | None, config: DataConfig, progress: Progress) -> Source | Bins:
+    """What one `dataset_path` names. Raises ValueError when it is missing or holds nothing to read."""
+    if dataset_path is not None and (bins := open_bins(Path(dataset_path).expanduser(), config)):
+        return bins
+    return find_source(dataset_path, config)
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder of the cache. Raises ValueError when nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -108,7 +66,7 @@ def _make_writable(folder: Path) -> None:
         ) from error
 
 
-def _cache_key(config: DataConfig, source: Source) -> str:
+def _cache_key(config: DataConfig, source: Source | Bins) -> str:
     tokenizer = f"bpe {config.vocab_size}" if config.tokenizer is None else tokenizer_hash(config.tokenizer)
     parts = (str(_FORMAT), source.content_hash(), tokenizer, repr(config.validation_fraction))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -128,67 +86,120 @@ def _read_record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "data.json").read_text(encoding="utf-8"))
 
 
-def _load(folder: Path, description: str) -> PackedData:
+def _load(folder: Path, source: Source | Bins) -> PackedData:
     record = _read_record(folder)
     dtype = token_dtype(record["vocab_size"])
+    if isinstance(source, Bins):
+        train, validation = source.train, source.validation
+    else:
+        train, validation = (TokenFile(folder / f"{name}.bin", dtype) for name in ("train", "validation"))
+    nbytes = record["validation_bytes"]
     return PackedData(
-        train=TokenFile(folder / "train.bin", dtype),
-        validation=TokenFile(folder / "validation.bin", dtype),
+        train=train,
+        validation=validation,
         tokenizer_dir=folder / "tokenizer" if record["eos_token_id"] is not None else None,
-        source=description,
+        source=source.description,
+        bytes_per_token=nbytes / len(validation) if nbytes is not None and len(validation) else None,
         **{key: record[key] for key in ("vocab_size", "eos_token_id", "fingerprint", "num_documents")},
         **{key: record[key] for key in ("train_bytes", "validation_bytes")},
     )
 
 
-def _prepare_folder(config: DataConfig, source: Source, folder: Path, progress: Progress) -> None:
-    """Make the prepared folder beside its place, then move it there. The caller holds the lock."""
-    for left_over in folder.parent.glob(f"{folder.name}.part-*"):  # of a process that was killed
-        shutil.rmtree(left_over)
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}.part-", dir=folder.parent))
+def _prepare_folder(config: DataConfig, source: Source | Bins, folder: Path, progress: Progress) -> None:
+    """Make the prepared folder beside its place, then move it there. The caller holds the lock.
+
+    What is unfinished stays when the process ends, and the next one goes on with it. Only data that cannot
+    be used (a ValueError) takes it away: it would fail again.
+    """
+    work = WorkFolder(folder.with_name(f"{folder.name}.part"))
     try:
-        _write_folder(config, source, part, progress)
-        if folder.exists():  # incomplete, or this function would not have been called
-            shutil.rmtree(folder)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(source, Bins):
+            record = _check_bins(config, source, work.out)
+        else:
+            record = _write_out(config, source, work, progress)
+    except ValueError:
+        shutil.rmtree(work.folder)
+        raise
+    extra = b"" if not isinstance(source, Bins) else source.content_hash().encode()
+    _write_record(work.out, record, extra)
+    if folder.exists():  # incomplete, or this function would not have been called
+        shutil.rmtree(folder)
+    os.replace(work.out, folder)
+    shutil.rmtree(work.folder)
 
 
-def _write_folder(config: DataConfig, source: Source, folder: Path, progress: Progress) -> None:
-    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    trains = tokenizer is None and not source.is_tokenised
-    found = scan(source, trains, lambda fraction: progress("reading", fraction))
-    if not found.documents.keys:
-        raise ValueError(f"{source.description} is empty; give a source that holds text")
+def _write_out(config: DataConfig, source: Source, work: WorkFolder, progress: Progress) -> dict[str, Any]:
+    given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
+    trains = given is None and not source.is_tokenised
+    found = work.read_scan()
+    if found is None:
+        found = scan(source, trains, lambda fraction: progress("reading", fraction))
+        if not found.documents.keys:
+            raise ValueError(f"{source.description} is empty; give a source that holds text")
+        held_out = found.validation(config.validation_fraction)
+        if trains:
+            progress("training the tokenizer", 0.0)
+            given = train_tokenizer(found.training_sample(held_out), config.vocab_size)
+            progress("training the tokenizer", 1.0)
+        if given is not None:
+            shutil.rmtree(work.out / "tokenizer", ignore_errors=True)
+            given.save(work.out / "tokenizer")
+        work.write_scan(found)
+    elif trains:
+        given = load_tokenizer(str(work.out / "tokenizer"))
     held_out = found.validation(config.validation_fraction)
-    if trains:
-        progress("training the tokenizer", 0.0)
-        tokenizer = train_tokenizer(found.training_sample(held_out), config.vocab_size)
-        progress("training the tokenizer", 1.0)
-    vocab_size = found.max_id + 1 if tokenizer is None else tokenizer.vocab_size
-    if tokenizer is not None:
-        tokenizer.save(folder / "tokenizer")
+    vocab_size = found.max_id + 1 if given is None else given.vocab_size
     # Ids of a tokenised dataset are taken as they are: whoever made them placed the separators.
-    separator = None if tokenizer is None or source.is_tokenised else tokenizer.eos_token_id
+    separator = None if given is None or source.is_tokenised else given.eos_token_id
     pieces = found.read(source, DOCUMENT_PIECE_SIZE, lambda fraction: progress("tokenising", fraction))
-    train_bytes, validation_bytes = write_tokens(
-        folder, encode(pieces, tokenizer), held_out, vocab_size, separator
-    )
-    record = {
+    rest = islice(pieces, work.read_position().pieces, None)
+    train_bytes, validation_bytes = write_tokens(work, encode(rest, given), held_out, vocab_size, separator)
+    return {
         "vocab_size": vocab_size,
-        "eos_token_id": None if tokenizer is None else tokenizer.eos_token_id,
+        "eos_token_id": None if given is None else given.eos_token_id,
         "num_documents": len(found.documents.keys),
         "train_bytes": train_bytes,
         "validation_bytes": validation_bytes,
     }
-    _write_record(folder, record)
 
 
-def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write data.json: the record, the size of every file and their common hash; all reach the disk."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    digest = hashlib.sha256()
+def _check_bins(config: DataConfig, bins: Bins, folder: Path) -> dict[str, Any]:
+    """The record of tokens that are used in place, once every id is known to be in the vocabulary."""
+    tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
+    highest = max_id(bins)
+    if tokenizer is not None:
+        if highest >= tokenizer.vocab_size:
+            raise ValueError(
+                f"{bins.description} holds token id {highest}, the tokenizer's vocabulary has "
+                f"{tokenizer.vocab_size} entries; give the tokenizer that made the ids, or the right "
+                "token_dtype"
+            )
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        tokenizer.save(folder / "tokenizer")
+    return {
+        "vocab_size": highest + 1 if tokenizer is None else tokenizer.vocab_size,
+        "eos_token_id": None if tokenizer is None else tokenizer.eos_token_id,
+        "num_documents": None,
+        "train_bytes": None,
+        "validation_bytes": None if tokenizer is None else _decoded_bytes(tokenizer, bins.validation),
+    }
+
+
+def _decoded_bytes(tokenizer: TextTokenizer, tokens: TokenFile) -> int:
+    """Bytes behind tokens, decoded in stretches: a character cut in two counts a few bytes too many."""
+    return sum(
+        tokenizer.decoded_bytes(tokens[start : start + _DECODED_AT_ONCE].tolist())
+        for start in range(0, len(tokens), _DECODED_AT_ONCE)
+    )
+
+
+def _write_record(folder: Path, record: dict[str, Any], extra: bytes) -> None:
+    """Write data.json: the record, the size of every file and their common hash; all reach the disk.
+
+    `extra` is hashed with them: what stands for tokens that lie elsewhere.
+    """
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "data.json")
+    digest = hashlib.sha256(extra)
     for file in files:
         digest.update(file.name.encode() + b"\0" + file_hash(file))
         _flush(file)

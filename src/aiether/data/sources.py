@@ -216,8 +216,8 @@ def _folder(path: Path, text_column: str) -> TextFiles:
     if not files:
         raise ValueError(
             f"dataset_path {str(path)!r} holds no text files; looked for "
-            f"{' '.join(sorted(FOLDER_SUFFIXES))}, also with {' '.join(COMPRESSION_SUFFIXES)}; name others by "
-            f"a glob such as '{path}/**/*.ext'"
+            f"{' '.join(sorted(FOLDER_SUFFIXES))}, also with {' '.join(COMPRESSION_SUFFIXES)}; name others "
+            f"by a glob such as '{path}/**/*.ext'"
         )
     return TextFiles(files, f"{path} ({len(files)} files)", text_column)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ from aiether.data.sources import file_hash
 
 _END_CANDIDATES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
 _FOLDER_PATTERNS = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "*.model")
+_FOLDER_PATTERNS += ("encoder.json",)
+_HUB_PATTERNS = (*_FOLDER_PATTERNS, "config.json")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
     It has fewer than `vocab_size` entries when no pair of tokens occurs twice any more. Equal texts give
     an equal tokenizer. Source: Sennrich et al. 2016; Radford et al. 2019, section 2.2.
     """
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    backend.decoder = decoders.ByteLevel()
+    backend = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -86,27 +87,30 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> TextTokenizer:
 
 
 def load_tokenizer(path: str) -> TextTokenizer:
-    """Read a tokenizer.json file or a Hugging Face tokenizer folder.
+    """Read a tokenizer.json file, a tokenizer folder, or the tokenizer of that name on the Hub.
+
+    A folder is Hugging Face's or holds GPT-2's original encoder.json and vocab.bpe.
 
     Raises ValueError when the path is missing, is no tokenizer, or has no end-of-text token.
     """
-    location = _existing(path)
+    location = _located(path)
     folder = location if location.is_dir() else location.parent
     settings = _folder_settings(folder) if location.is_dir() else {}
     file = location / "tokenizer.json" if location.is_dir() else location
     try:
-        backend = Tokenizer.from_file(str(file)) if file.is_file() else _converted(folder, settings)
+        backend = Tokenizer.from_file(str(file)) if file.is_file() else _older_form(folder, settings)
     except Exception as error:  # the library raises nothing narrower for a malformed file
         raise ValueError(
-            f"tokenizer {path!r} cannot be read ({str(error).splitlines()[0]}); allowed are a tokenizer.json "
-            "and a folder written by save_pretrained"
+            f"tokenizer {path!r} cannot be read ({(str(error) or type(error).__name__).splitlines()[0]}); "
+            "allowed are a tokenizer.json, a folder written by save_pretrained, a folder with encoder.json "
+            "and vocab.bpe, and a name on the Hub"
         ) from error
     return TextTokenizer(backend, _end_token(backend, settings, path), settings)
 
 
 def tokenizer_hash(path: str) -> str:
     """SHA-256 over the files of a tokenizer."""
-    location = _existing(path)
+    location = _located(path)
     files = (
         [location]
         if location.is_file()
@@ -117,7 +121,7 @@ def tokenizer_hash(path: str) -> str:
     if not files:
         raise ValueError(
             f"tokenizer {path!r} is a folder without a tokenizer; needed is a tokenizer.json (or vocab.json "
-            "and merges.txt); give the folder that save_pretrained wrote"
+            "and merges.txt, or encoder.json and vocab.bpe); give the folder that save_pretrained wrote"
         )
     digest = hashlib.sha256()
     for file in files:
@@ -125,14 +129,27 @@ def tokenizer_hash(path: str) -> str:
     return digest.hexdigest()
 
 
-def _existing(path: str) -> Path:
+def _located(path: str) -> Path:
+    """The file or folder of that name; a name on the Hub is downloaded once, its tokenizer files alone."""
     location = Path(path).expanduser()
-    if not location.exists():
+    if location.exists():
+        return location
+    if not _HUB_NAME.fullmatch(path):
         raise ValueError(
-            f"tokenizer {path!r} does not exist; allowed are a tokenizer.json and a tokenizer folder on "
-            f"disk; a name on the Hub: AutoTokenizer.from_pretrained({path!r}).save_pretrained(folder) first"
+            f"tokenizer {path!r} does not exist; allowed are a tokenizer.json, a tokenizer folder and a name "
+            "on the Hub such as gpt2; check the path"
         )
-    return location
+    import huggingface_hub  # needed for a name alone
+
+    try:
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=list(_HUB_PATTERNS)))
+    except Exception as error:  # of several libraries: no network, no such name, no rights
+        raise ValueError(
+            f"tokenizer {path!r} does not exist here, and as a name on the Hub it cannot be downloaded "
+            f"({(str(error) or type(error).__name__).splitlines()[0]}); check the name and the network, or "
+            "give a tokenizer.json or a folder (where there is a network: "
+            f"AutoTokenizer.from_pretrained({path!r}).save_pretrained(folder))"
+        ) from error
 
 
 def _folder_settings(folder: Path) -> dict[str, str]:
@@ -146,6 +163,24 @@ def _folder_settings(folder: Path) -> dict[str, str]:
         if isinstance(value, str):
             found[name] = value
     return found
+
+
+def _older_form(folder: Path, settings: dict[str, str]) -> Tokenizer:
+    vocabulary, merges = folder / "encoder.json", folder / "vocab.bpe"
+    if vocabulary.is_file() and merges.is_file():
+        return _byte_level(models.BPE.from_file(str(vocabulary), str(merges)))
+    return _converted(folder, settings)
+
+
+def _byte_level(model: models.BPE) -> Tokenizer:
+    """A byte-level BPE with GPT-2's division into words."""
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    backend.decoder = decoders.ByteLevel()
+    if backend.token_to_id(END_OF_TEXT) is not None:
+        backend.add_special_tokens([END_OF_TEXT])
+    return backend
 
 
 def _converted(folder: Path, settings: dict[str, str]) -> Tokenizer:

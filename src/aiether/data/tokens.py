@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,10 @@ class TokenFile:
         whole = np.memmap(self.path, self.dtype, mode="r")
         return whole[self._start : self._start + self._length]
 
+    def renamed(self, name: str) -> TokenFile:
+        """The same tokens under another name for messages."""
+        return TokenFile(self.path, self.dtype, self._start, self._start + self._length, name)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_map": None}
 
@@ -74,13 +79,15 @@ class TokenFile:
 
 
 class TokenWriter:
-    """Appends ids to a token file; a context manager that leaves the file on the disk itself."""
+    """Appends ids to a token file, after the first `count` that it holds; a context manager."""
 
-    def __init__(self, path: Path, vocab_size: int) -> None:
-        self.count = 0
+    def __init__(self, path: Path, vocab_size: int, count: int = 0) -> None:
+        self.count = count
         self._vocab_size = vocab_size
         self.dtype = token_dtype(vocab_size)
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if count else "wb")
+        self._file.truncate(count * self.dtype.itemsize)
+        self._file.seek(0, os.SEEK_END)
 
     def write(self, ids: Sequence[int] | npt.NDArray[Any]) -> None:
         """Append ids. Raises ValueError for one that the vocabulary does not hold."""
@@ -93,6 +100,11 @@ class TokenWriter:
             )
         self.count += array.size
         self._file.write(array.astype(self.dtype).tobytes())
+
+    def sync(self) -> None:
+        """Have everything written so far on the disk itself."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close the file."""

@@ -80,8 +80,11 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 
 def _first(value: Any, members: Sequence[Any]) -> Any:
-    """The first member of a union that takes the value; text last, since it would take any word."""
-    for member in sorted(members, key=lambda member: member is str):
+    """The first member of a union that takes the value.
+
+    Text comes late, since it would take any word, and a list last, since it would take any one item.
+    """
+    for member in sorted(members, key=lambda member: (get_origin(member) is tuple, member is str)):
         try:
             return _coerce(value, member)
         except (TypeError, ValueError):

@@ -365,8 +365,9 @@ def _emitter(display: TrainingDisplay) -> Emit:
 
 
 def _describe_data(display: TrainingDisplay, data: PackedData) -> None:
+    documents = "" if data.num_documents is None else f"{data.num_documents:,} documents, "
     display.message(
-        f"data: {data.source}, {data.num_documents:,} documents, {len(data.train):,} training and "
+        f"data: {data.source}, {documents}{len(data.train):,} training and "
         f"{len(data.validation):,} validation tokens, vocabulary {data.vocab_size:,}"
     )
 
