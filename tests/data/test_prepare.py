@@ -11,7 +11,8 @@ import datasets
 import pytest
 from transformers import AutoTokenizer
 
-from aiether.data import DataConfig, PackedData, TokenFile, prepare
+from aiether.data import DataConfig, PackedData, TokenFile, TokenMixture, _pack, prepare
+from aiether.data._work import WorkFolder
 
 from .corpus import make_document
 
@@ -23,10 +24,20 @@ def config(corpus: Path, tmp_path: Path) -> DataConfig:
     )
 
 
-def texts(data: PackedData, tokens: TokenFile) -> list[str]:
+def ids_of(tokens: TokenFile | TokenMixture) -> list[int]:
+    assert isinstance(tokens, TokenFile)
+    return tokens[:].tolist()
+
+
+def fours(tokens: TokenFile | TokenMixture) -> list[list[int]]:
+    ids = ids_of(tokens)
+    return [ids[start : start + 4] for start in range(0, len(ids), 4)]
+
+
+def texts(data: PackedData, tokens: TokenFile | TokenMixture) -> list[str]:
     """The documents of one side, decoded."""
     tokenizer = AutoTokenizer.from_pretrained(data.tokenizer_dir)
-    return tokenizer.decode(tokens[:].tolist()).split(tokenizer.eos_token)[:-1]
+    return tokenizer.decode(ids_of(tokens)).split(tokenizer.eos_token)[:-1]
 
 
 def test_every_document_is_whole_on_one_side(config: DataConfig, documents: list[str]) -> None:
@@ -41,7 +52,7 @@ def test_every_document_is_whole_on_one_side(config: DataConfig, documents: list
     assert data.validation_bytes is not None
     assert data.bytes_per_token == data.validation_bytes / len(data.validation)
     assert 0.05 < data.validation_bytes / (data.train_bytes + data.validation_bytes) <= 0.1
-    assert data.validation[:].tolist().count(data.eos_token_id) == len(validation)
+    assert ids_of(data.validation).count(data.eos_token_id) == len(validation)
 
 
 def test_equal_documents_lie_on_the_same_side(config: DataConfig, corpus: Path, documents: list[str]) -> None:
@@ -91,23 +102,80 @@ def test_settings_that_change_the_tokens_change_the_fingerprint(config: DataConf
 
 def test_damaged_cache_is_made_again(config: DataConfig) -> None:
     first = prepare(config)
-    tokens = first.train[:].tolist()
+    tokens = ids_of(first.train)
+    assert isinstance(first.train, TokenFile)
     os.truncate(first.train.path, 10)
     again = prepare(config)
-    assert again.train[:].tolist() == tokens
+    assert ids_of(again.train) == tokens
     assert again.fingerprint == first.fingerprint
 
 
+def parts(config: DataConfig) -> list[Path]:
+    return list((config.cache_root / "data").glob("*.part"))
+
+
 @pytest.mark.parametrize("when", ["reading", "training the tokenizer", "tokenising"])
-def test_interrupted_preparation_leaves_nothing(config: DataConfig, when: str) -> None:
+def test_an_interrupt_leaves_nothing_that_counts_as_data(config: DataConfig, when: str) -> None:
     def interrupt(phase: str, fraction: float) -> None:
         if phase == when:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prepare(config, interrupt)
-    assert [path for path in (config.cache_root / "data").iterdir() if path.suffix != ".lock"] == []
+    assert not list((config.cache_root / "data").rglob("data.json"))
     assert prepare(config).num_documents == 60
+    assert not parts(config)
+
+
+def test_data_that_cannot_be_used_leaves_no_work_behind(config: DataConfig, corpus: Path) -> None:
+    (corpus / "030.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        prepare(config)
+    assert not parts(config)
+
+
+def test_what_was_done_is_not_done_again(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = prepare(config)
+    monkeypatch.setattr(_pack, "COMMIT_TOKENS", 200)
+    monkeypatch.setattr(_pack, "_BATCH_CHARACTERS", 1000)
+    again = replace(config, cache_dir=f"{config.cache_dir}-again")
+    positions: list[int] = []
+    for stop in (0.2, 0.5, 0.9):
+
+        def interrupt(phase: str, fraction: float, stop: float = stop) -> None:
+            if phase == "tokenising" and fraction > stop:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            prepare(again, interrupt)
+        [part] = parts(again)
+        positions.append(WorkFolder(part).read_position().pieces)
+        if len(positions) == 2:  # what was written after the last commit does not count
+            with (part / "out" / "train.bin").open("ab") as file:
+                file.write(b"half a write")
+    assert 0 < positions[0] < positions[1] < positions[2] < 60
+    phases: list[str] = []
+    assert prepare(again, lambda phase, _: phases.append(phase)).fingerprint == whole.fingerprint
+    assert set(phases) == {"tokenising"}
+
+
+def test_work_whose_tokens_are_gone_is_begun_again(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pack, "COMMIT_TOKENS", 200)
+    monkeypatch.setattr(_pack, "_BATCH_CHARACTERS", 1000)
+
+    def interrupt(phase: str, fraction: float) -> None:
+        if phase == "tokenising" and fraction > 0.5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config, interrupt)
+    [part] = parts(config)
+    os.truncate(part / "out" / "train.bin", 2)
+    assert (
+        prepare(config).fingerprint == prepare(replace(config, cache_dir=f"{config.cache_dir}2")).fingerprint
+    )
 
 
 CHILD = """
@@ -130,14 +198,15 @@ def child(config: DataConfig, hash_seed: int, die_in: str = "never") -> subproce
     )
 
 
-def test_killed_preparation_is_cleaned_up_by_the_next(config: DataConfig) -> None:
-    process = child(config, 0, "tokenising")
+@pytest.mark.parametrize("when", ["reading", "tokenising"])
+def test_killed_preparation_is_taken_up_by_the_next(config: DataConfig, tmp_path: Path, when: str) -> None:
+    process = child(config, 0, when)
     process.communicate()
     assert process.returncode == 9
-    assert list((config.cache_root / "data").glob("*.part-*"))
+    assert parts(config)
     data = prepare(config)
-    assert not list((config.cache_root / "data").glob("*.part-*"))
-    assert data.num_documents == 60
+    assert not parts(config)
+    assert data.fingerprint == prepare(replace(config, cache_dir=str(tmp_path / "other"))).fingerprint
 
 
 def test_processes_at_once_agree_with_each_other_and_with_another_cache(
@@ -152,7 +221,7 @@ def test_tokenizer_from_a_path_is_used_as_it_is(config: DataConfig, documents: l
     trained = prepare(replace(config, vocab_size=300))
     given = prepare(replace(config, tokenizer=str(trained.tokenizer_dir)))
     assert given.vocab_size == 300
-    assert given.train[:].tolist() == trained.train[:].tolist()
+    assert ids_of(given.train) == ids_of(trained.train)
     assert sorted(texts(given, given.train) + texts(given, given.validation)) == sorted(documents)
 
 
@@ -176,7 +245,7 @@ class TestTokenised:
 
     def test_ids_without_a_tokenizer_have_no_text(self, ids: DataConfig, rows: list[list[int]]) -> None:
         data = prepare(ids)
-        both = data.train[:].reshape(-1, 4).tolist() + data.validation[:].reshape(-1, 4).tolist()
+        both = fours(data.train) + fours(data.validation)
         assert sorted(both) == sorted(rows)
         assert data.vocab_size == 407
         assert (data.tokenizer_dir, data.eos_token_id, data.bytes_per_token) == (None, None, None)

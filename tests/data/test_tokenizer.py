@@ -95,8 +95,55 @@ def test_hash_follows_the_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("read", [load_tokenizer, tokenizer_hash])
 def test_missing_path_names_the_next_step(read: Callable[[str], object]) -> None:
-    with pytest.raises(ValueError, match=r"'gpt2' does not exist; allowed .*save_pretrained"):
-        read("gpt2")
+    with pytest.raises(ValueError, match=r"'/nowhere/tokenizer.json' does not exist; allowed .*on the Hub"):
+        read("/nowhere/tokenizer.json")
+
+
+@pytest.mark.parametrize("read", [load_tokenizer, tokenizer_hash])
+def test_a_name_that_the_hub_does_not_give_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, read: Callable[[str], object]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"'some/name' does not exist here.*Hub.*save_pretrained") as caught:
+        read("some/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_on_the_hub_is_downloaded_without_its_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    TRAINED.save(tmp_path / "snapshot")
+    asked: list[str] = []
+
+    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+        asked.extend([name, *allow_patterns])
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert same(load_tokenizer("some/name"), TRAINED)
+    assert tokenizer_hash("some/name") == tokenizer_hash(str(tmp_path / "snapshot"))
+    assert asked[0] == "some/name"
+    assert not [pattern for pattern in asked if "safetensors" in pattern or pattern == "*"]
+
+
+def test_the_original_files_of_gpt2_are_a_tokenizer(tmp_path: Path) -> None:
+    model = json.loads(TRAINED.backend.to_str())["model"]
+    (tmp_path / "encoder.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in model["merges"])
+    (tmp_path / "vocab.bpe").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    loaded = load_tokenizer(str(tmp_path))
+    assert same(loaded, TRAINED)
+    [ids] = loaded.encode([f"a {END_OF_TEXT} in the text"])
+    assert loaded.eos_token_id not in ids
+    before = tokenizer_hash(str(tmp_path))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\n", encoding="utf-8")
+    assert tokenizer_hash(str(tmp_path)) != before
+    loaded.save(tmp_path / "saved")
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path / "saved")(make_document(3))["input_ids"]
+        == (loaded.encode([make_document(3)])[0])
+    )
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:

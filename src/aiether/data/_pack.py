@@ -13,7 +13,7 @@ import numpy.typing as npt
 from aiether.data._work import Position, WorkFolder
 from aiether.data.sources import Ids, Section
 from aiether.data.tokenizer import TextTokenizer
-from aiether.data.tokens import TokenWriter
+from aiether.data.tokens import TokenWriter, token_dtype
 
 SIDES = ("train", "validation")
 COMMIT_TOKENS = 1 << 23
@@ -85,6 +85,16 @@ class _Sides:
         )
 
 
+def start_of(work: WorkFolder, vocab_size: int) -> Position:
+    """Where to go on: the position kept, or the start if a file holds less than was committed to it."""
+    position, width = work.read_position(), token_dtype(vocab_size).itemsize
+    for name, tokens in zip(SIDES, position.tokens, strict=True):
+        path = work.out / f"{name}.bin"
+        if tokens and (not path.is_file() or path.stat().st_size < tokens * width):
+            return Position()
+    return position
+
+
 def write_tokens(
     work: WorkFolder,
     items: Iterable[Encoded],
@@ -97,7 +107,7 @@ def write_tokens(
     `items` begin where `work` says that the last try stopped. Every COMMIT_TOKENS tokens the files are
     synced and the position is kept, so that a kill costs the work since then and changes no token.
     """
-    start = work.read_position()
+    start = start_of(work, vocab_size)
     with ExitStack() as stack:
         writers = [
             stack.enter_context(TokenWriter(work.out / f"{name}.bin", vocab_size, count))

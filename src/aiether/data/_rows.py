@@ -53,7 +53,7 @@ def _json_text(line: bytes, path: Path, number: int, column: str) -> str:
             '{"text": "..."}; a JSON array becomes JSON Lines with `jq -c \'.[]\'`'
         )
     if column not in row:
-        raise ValueError(_no_column(f"line {number} of {path}", column, list(row)))
+        raise ValueError(no_column(f"line {number} of {path}", column, list(row)))
     return row_text(row[column], f"line {number} of {path}", column)
 
 
@@ -71,7 +71,7 @@ def read_csv(path: Path, column: str, delimiter: str) -> Iterator[Row]:
             try:
                 header = next(rows, [])
                 if header and column not in header:
-                    raise ValueError(_no_column(str(path), column, header))
+                    raise ValueError(no_column(str(path), column, header))
                 for row in rows:
                     if row:
                         yield _field(row, header, column, path, rows.line_num), raw.tell() / total
@@ -103,7 +103,7 @@ def read_parquet(path: Path, column: str) -> Iterator[Row]:
         # Without pre-buffering and with a buffered stream a row group is read page by page.
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             if column not in file.schema_arrow.names:
-                raise ValueError(_no_column(str(path), column, file.schema_arrow.names))
+                raise ValueError(no_column(str(path), column, file.schema_arrow.names))
             total, done = max(1, file.metadata.num_rows), 0
             for batch in file.iter_batches(_BATCH, columns=[column], use_threads=False):
                 for value in batch.column(0):
@@ -133,7 +133,8 @@ def _mended(text: str) -> str:
     return text
 
 
-def _no_column(place: str, column: str, columns: list[str]) -> str:
+def no_column(place: str, column: str, columns: list[str]) -> str:
+    """What to say where the text column is missing: the columns there are."""
     shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
     return (
         f"{place} has the columns {shown or '(none)'} and no text_column {column!r}; "

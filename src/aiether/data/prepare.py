@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock
 
 from aiether.data._bins import Bins, max_id, open_bins
-from aiether.data._pack import encode, write_tokens
+from aiether.data._hub import PREFIX, hub_source
+from aiether.data._pack import encode, start_of, write_tokens
 from aiether.data._scan import DOCUMENT_PIECE_SIZE, scan
 from aiether.data._work import WorkFolder
 from aiether.data.config import DataConfig
@@ -49,6 +50,8 @@ def prepare_source(dataset_path: str | None, config: DataConfig, progress: Progr
 
 def open_source(dataset_path: str | None, config: DataConfig, progress: Progress) -> Source | Bins:
     """What one `dataset_path` names. Raises ValueError when it is missing or holds nothing to read."""
+    if dataset_path is not None and dataset_path.startswith(PREFIX):
+        return hub_source(dataset_path, config, progress)
     if dataset_path is not None and (bins := open_bins(Path(dataset_path).expanduser(), config)):
         return bins
     return find_source(dataset_path, config)
@@ -152,7 +155,7 @@ def _write_out(config: DataConfig, source: Source, work: WorkFolder, progress: P
     # Ids of a tokenised dataset are taken as they are: whoever made them placed the separators.
     separator = None if given is None or source.is_tokenised else given.eos_token_id
     pieces = found.read(source, DOCUMENT_PIECE_SIZE, lambda fraction: progress("tokenising", fraction))
-    rest = islice(pieces, work.read_position().pieces, None)
+    rest = islice(pieces, start_of(work, vocab_size).pieces, None)
     train_bytes, validation_bytes = write_tokens(work, encode(rest, given), held_out, vocab_size, separator)
     return {
         "vocab_size": vocab_size,
