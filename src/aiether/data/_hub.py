@@ -23,7 +23,7 @@ PREFIX = "hub:"
 Progress = Callable[[str, float], None]
 SHARD_BYTES = 1 << 26
 _SPEC = re.compile(
-    r"hub:(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[\w.-]+))??(?::(?P<split>\w+)(?:\[:(?P<rows>\d+)\])?)?"
+    r"hub:(?P<name>\w[\w.-]*(?:/\w[\w.-]*)?)(?::(?P<config>[\w.-]+))??(?::(?P<split>\w+)(?:\[:(?P<rows>\d+)\])?)?"
 )
 
 

@@ -16,8 +16,8 @@ from aiether.data.tokenizer import TextTokenizer
 from aiether.data.tokens import TokenWriter, token_dtype
 
 SIDES = ("train", "validation")
-COMMIT_TOKENS = 1 << 23
-"""Tokens after which the position is kept: 10 to 30 seconds of work."""
+COMMIT_TOKENS = 1 << 21
+"""Tokens after which the position is kept: some seconds of work."""
 _BATCH_CHARACTERS = 1 << 20
 Held = Sequence[bool] | npt.NDArray[np.bool_]
 
