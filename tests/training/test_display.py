@@ -337,6 +337,18 @@ def test_preparing_is_one_plain_line_for_each_task() -> None:
     assert lines.count("reading") == lines.count("tokenizing") == 1
 
 
+def test_long_preparing_tells_how_far_it_is_and_the_time_left() -> None:
+    def tell(display: PlainDisplay, clock: Clock) -> None:
+        for part in range(101):
+            display.progress("tokenizing", part / 100)
+            clock.now += 4.0
+
+    lines = plain_lines(tell)
+    assert len([line for line in lines if "tokenizing" in line]) == 1 + 400 // 12
+    assert any(line.startswith("tokenizing 75 %") and line.endswith("left") for line in lines)
+    assert not any("100 %" in line and "left" in line for line in lines)
+
+
 def test_preparing_is_a_bar_in_a_terminal_until_training_starts() -> None:
     with open_display(SETTINGS, console_of()) as display:
         assert isinstance(display, RichDisplay)

@@ -223,6 +223,7 @@ class _Display:
         self.state = RunState()
         self.finished = True
         self._task: tuple[str, float] = ("", 0.0)
+        self._task_start = 0.0
 
     def start(self, total_steps: int, step: int, title: str) -> None:
         self.state = RunState(title=title, total_steps=total_steps, step=step)
@@ -244,7 +245,17 @@ class _Display:
     def progress(self, label: str, fraction: float) -> None:
         if label != self._task[0]:
             self._print(label)
+        if label != self._task[0] or fraction < self._task[1]:
+            self._task_start = self.clock()
         self._task = (label, fraction)
+
+    def _task_words(self) -> str:
+        """How far the work before training is, and the time left once that can be told."""
+        fraction = self._task[1]
+        took = self.clock() - self._task_start
+        known = 0.0 < fraction < 1.0 and took >= 1.0
+        left = f"  {fmt.duration(took * (1.0 - fraction) / fraction)} left" if known else ""
+        return f"{100 * fraction:.0f} %{left}"
 
     def finish(self, summary: Row) -> None:
         self.finished = True
@@ -268,6 +279,16 @@ class PlainDisplay(_Display):
     """One line for each evaluation and growth, and one for training every ten seconds: for logs and pipes."""
 
     _last_line = -math.inf
+    _last_part = -math.inf
+
+    def progress(self, label: str, fraction: float) -> None:
+        new = label != self._task[0]
+        super().progress(label, fraction)
+        if new:
+            self._last_part = self.clock()
+        elif self.clock() - self._last_part >= PLAIN_INTERVAL_S:
+            self._last_part = self.clock()
+            self._print(f"{label} {self._task_words()}")
 
     def update(self, row: Row) -> None:
         super().update(row)
@@ -338,7 +359,7 @@ class RichDisplay(_Display):
     def render(self) -> RenderableType:
         """The panel as it stands now; a single bar while there is only preparing to show."""
         if self.finished:
-            return Padding(_bar(self._task[1], 1.0, f"{100 * self._task[1]:.0f} %"), (0, 1))
+            return Padding(_bar(self._task[1], 1.0, self._task_words()), (0, 1))
         return Padding(
             Group(self._progress(), Text(), self._numbers(), Text(), self._geometry()), (1, 1, 0, 1)
         )
