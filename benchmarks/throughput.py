@@ -72,6 +72,7 @@ def tokens(directory: Path, vocab_size: int) -> PackedData:
         num_documents=0,
         train_bytes=None,
         validation_bytes=None,
+        bytes_per_token=None,
     )
 
 

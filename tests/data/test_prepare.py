@@ -51,6 +51,7 @@ def test_every_document_is_whole_on_one_side(config: DataConfig, documents: list
     assert data.train_bytes is not None
     assert data.validation_bytes is not None
     assert data.bytes_per_token == data.validation_bytes / len(data.validation)
+    assert data.eos_token_id is not None
     assert 0.05 < data.validation_bytes / (data.train_bytes + data.validation_bytes) <= 0.1
     assert ids_of(data.validation).count(data.eos_token_id) == len(validation)
 
@@ -207,6 +208,33 @@ def test_killed_preparation_is_taken_up_by_the_next(config: DataConfig, tmp_path
     data = prepare(config)
     assert not parts(config)
     assert data.fingerprint == prepare(replace(config, cache_dir=str(tmp_path / "other"))).fingerprint
+
+
+FULL = """
+import resource, sys
+from aiether.data import DataConfig, _pack, prepare
+_pack.COMMIT_TOKENS, _pack._BATCH_CHARACTERS = 200, 1000
+config = DataConfig(dataset_path=sys.argv[1], cache_dir=sys.argv[2], vocab_size=400, validation_fraction=0.1)
+def fill(phase, fraction):
+    if phase == "tokenising":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, -1))
+try:
+    prepare(config, fill)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_cannot_take_more_keeps_what_is_there(config: DataConfig, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(config.dataset_path), str(config.cache_dir)]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert "File too large: prepared data is kept in" in printed
+    assert "cache_dir" in printed
+    [part] = parts(config)
+    assert WorkFolder(part).read_position().pieces > 0
+    assert (
+        prepare(config).fingerprint == prepare(replace(config, cache_dir=str(tmp_path / "other"))).fingerprint
+    )
 
 
 def test_processes_at_once_agree_with_each_other_and_with_another_cache(

@@ -123,6 +123,12 @@ def _prepare_folder(config: DataConfig, source: Source | Bins, folder: Path, pro
     except ValueError:
         shutil.rmtree(work.folder)
         raise
+    except OSError as error:  # of writing: what goes wrong in reading is a ValueError by now
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}: prepared data is kept in {folder.parent}; free space there or name "
+            "another cache_dir; started again, the preparation goes on where it was",
+        ) from error
     extra = b"" if not isinstance(source, Bins) else source.content_hash().encode()
     _write_record(work.out, record, extra)
     if folder.exists():  # incomplete, or this function would not have been called
