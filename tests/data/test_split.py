@@ -40,6 +40,22 @@ def test_many_documents_give_the_share_asked_for() -> None:
     assert 0.018 <= sizes[held_out].sum() / sizes.sum() <= 0.02
 
 
+@given(st.floats(0.001, 0.5), st.integers(0, 20))
+def test_looking_at_the_lowest_hashes_first_changes_nothing(fraction: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    keys = random.integers(0, 2**64, 300, dtype=np.uint64)
+    sizes = random.integers(1, 10 ** random.integers(1, 5), 300)
+    target, taken, chosen = fraction * sizes.sum(), 0, []
+    for index in np.argsort(keys):  # the rule as it is written, over everything
+        if taken >= 0.9 * target:
+            break
+        if taken + sizes[index] <= target:
+            chosen.append(int(keys[index]))
+            taken += sizes[index]
+    found = validation_keys(keys, sizes, fraction).tolist()
+    assert found == (chosen or [int(keys[np.argsort(keys)[sizes[np.argsort(keys)].argmin()]])])
+
+
 def test_one_document_many_times_cannot_be_split() -> None:
     with pytest.raises(ValueError, match=r"holds 1 different document\(s\); at least 2"):
         split([(5, 10)] * 9, 0.1)
