@@ -1,11 +1,12 @@
 """What growing saved: every grown run of a screening against the tuned static curve of its optimizer.
 
-    python benchmarks/recipe_savings.py RESULTS.jsonl [...] [--json OUT.json]
+    python benchmarks/recipe_savings.py benchmarks/results/recipe/*.jsonl [--page docs/recipe.md]
 
 The static curve of one seed goes, at each length, through the best loss over the learning rates tried. "Same
 loss" is read off that curve between the two lengths around it, straight in (log budget, loss); a loss outside
 the lengths that were run gets no figure. A saving is 1 - grown budget / static budget, for head-inclusive
-FLOPs and for seconds. Prints Markdown.
+FLOPs and for seconds; for seconds the speed of the static runs in the same results file counts, which one
+machine wrote. Prints Markdown, or writes it between the markers of a page.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+BEGIN, END = "<!-- screenings: begin -->", "<!-- screenings: end -->"
+
 
 @dataclass(frozen=True)
 class End:
@@ -28,6 +31,7 @@ class End:
 
     name: str
     group: tuple[str, int, int]  # optimizer, width, seed
+    source: str  # the results file
     static: bool
     steps: int
     loss: float
@@ -37,7 +41,8 @@ class End:
 
 def read_ends(paths: Iterable[Path]) -> list[End]:
     ends = []
-    for line in (line for path in paths for line in path.read_text().splitlines()):
+    lines = [(path.stem, line) for path in paths for line in path.read_text().splitlines()]
+    for source, line in lines:
         result: dict[str, Any] = json.loads(line)
         arm = result["arm"]
         group = (arm["optimizer"], arm["n_embd"], arm["seed"])
@@ -46,6 +51,7 @@ def read_ends(paths: Iterable[Path]) -> list[End]:
                 End(
                     arm["name"],
                     group,
+                    source,
                     not arm["growth"],
                     row["end"],
                     row["loss"],
@@ -65,26 +71,33 @@ def static_curve(ends: Iterable[End]) -> list[End]:
     return [best[steps] for steps in sorted(best)]
 
 
-def budget_at(curve: Sequence[End], loss: float, budget: str) -> float | None:
-    """The static budget ("flops" or "seconds") that reaches `loss`; None outside the curve."""
+def flops_at(curve: Sequence[End], loss: float) -> float | None:
+    """The static FLOPs that reach `loss`; None outside the curve."""
     for shorter, longer in itertools.pairwise(curve):
         if longer.loss <= loss <= shorter.loss:
-            low, high = math.log(getattr(shorter, budget)), math.log(getattr(longer, budget))
+            low, high = math.log(shorter.flops), math.log(longer.flops)
             share = (shorter.loss - loss) / (shorter.loss - longer.loss)
             return math.exp(low + share * (high - low))
     return None
 
 
+def seconds_per_flop(ends: Iterable[End], source: str) -> float | None:
+    """The speed of static training on the machine of one file: whatever the learning rate, the same."""
+    rates = [end.seconds / end.flops for end in ends if end.static and end.source == source]
+    return statistics.median(rates) if rates else None
+
+
 def savings(ends: Sequence[End]) -> list[dict[str, Any]]:
     rows = []
     for group in sorted({end.group for end in ends}):
-        curve = static_curve(end for end in ends if end.group == group)
-        for end in (end for end in ends if end.group == group and not end.static):
-            row: dict[str, Any] = {**asdict(end), "saved": {}}
-            for budget in ("flops", "seconds"):
-                static = budget_at(curve, end.loss, budget)
-                row["saved"][budget] = None if static is None else 1 - getattr(end, budget) / static
-            rows.append(row)
+        members = [end for end in ends if end.group == group]
+        curve = static_curve(members)
+        for end in (end for end in members if not end.static):
+            static, rate = flops_at(curve, end.loss), seconds_per_flop(members, end.source)
+            saved = {"flops": None if static is None else 1 - end.flops / static, "seconds": None}
+            if static is not None and rate is not None:
+                saved["seconds"] = 1 - end.seconds / (static * rate)
+            rows.append({**asdict(end), "saved": saved})
     return rows
 
 
@@ -124,7 +137,7 @@ def markdown(ends: Sequence[End], merged: Iterable[dict[str, Any]]) -> str:
 
 def _percent(values: Sequence[float]) -> str:
     if not values:
-        return "outside the curve"
+        return "-"
     each = f" ({', '.join(f'{v:.0%}' for v in values)})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.0%}{each}"
 
@@ -134,13 +147,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path)
     arguments = parser.parse_args()
     ends = read_ends(arguments.results)
     merged = over_seeds(savings(ends))
-    print(markdown(ends, merged))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(merged, indent=1) + "\n")
+    text = markdown(ends, merged)
+    if arguments.page is None:
+        print(text)
+    else:
+        before, _, rest = arguments.page.read_text().partition(BEGIN)
+        arguments.page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
