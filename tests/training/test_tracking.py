@@ -276,12 +276,20 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
 
 
 def test_a_tracker_that_cannot_open_costs_the_run_one_warning(
-    data: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("tensorboard")
     run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    (run_dir / "tensorboard").write_text("a file where the folder should be")
+    honest = job.windows
+
+    def windows(*arguments: Any, **settings: Any) -> Any:
+        (run_dir / "tensorboard").write_text("a file where the folder should be")
+        return honest(*arguments, **settings)
+
+    monkeypatch.setattr(job, "windows", windows)  # once the folder is known to be free, before it is used
     result = job.train(_settings(data, run_dir, report_to=["tensorboard"], baseline="none", max_steps=2))
     assert result.status == "finished"
     output = " ".join(capsys.readouterr().out.split())

@@ -51,7 +51,7 @@ from .arms import (
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .report import write_cards, write_report
-from .run_folder import check_changes, check_output_dir, check_unedited, read_record
+from .run_folder import check_changes, check_output_dir, check_place, check_unedited, read_record
 from .tracking import TrackedRun, Tracking, check_trackers
 from .trainer import build_arguments
 
@@ -96,9 +96,9 @@ def train(config: TrainConfig) -> RunResult:
     run_dir = Path(config.output_dir or _default_output_dir(config)).expanduser()
     check_device(config)
     check_trackers(config.report_to)
-    check_output_dir(run_dir)
+    check_place(run_dir)
     with _attended(run_dir):
-        check_output_dir(run_dir)  # again: another process may have been faster
+        check_output_dir(run_dir)
         return _execute(replace(config, output_dir=str(run_dir)), run_dir, resume=False)
 
 

@@ -58,8 +58,8 @@ _EDITABLE = frozenset(
 )
 
 
-def check_output_dir(path: Path) -> None:
-    """Raise ValueError unless a new run can be written to `path` without replacing anything."""
+def check_place(path: Path) -> None:
+    """Raise ValueError unless `path` is, or can become, a folder that can be written."""
     place = next(folder for folder in (path, *path.absolute().parents) if _exists(folder))
     if not place.is_dir():
         raise ValueError(
@@ -72,7 +72,12 @@ def check_output_dir(path: Path) -> None:
             f"output_dir {str(path)!r} cannot be written ({error.strerror or error}); name another place, or "
             f"change the rights of {str(place)!r}"
         ) from error
-    if place != path:
+
+
+def check_output_dir(path: Path) -> None:
+    """Raise ValueError unless a new run can be written to `path` without replacing anything."""
+    check_place(path)
+    if not path.is_dir():
         return
     if (path / "config.yaml").exists():
         raise ValueError(
