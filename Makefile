@@ -1,18 +1,20 @@
 # make demo    the main job on embedded data, ending with a report
 # make test    linter, type checker, import contract, tests
-# Both set up .venv first: from nothing on a fresh machine, and again when a dependency changes.
+# Both set up .venv first: from nothing on a fresh machine, and again when a dependency changes. The demo needs
+# the package alone, the tests its development tools too.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 KEY    := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 STAMP  := $(VENV)/.installed-$(KEY)
+DEV    := $(VENV)/.installed-dev-$(KEY)
 DEMO   := runs/demo
 
 .PHONY: demo test lint install clean
 .DEFAULT_GOAL := install
 
-install: $(STAMP)
+install: $(DEV)
 
 # PyTorch goes first and pinned: left to a range, a machine without a GPU may pull a CUDA build of several GB.
 $(STAMP):
@@ -20,8 +22,12 @@ $(STAMP):
 		{ echo "aiether needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	rm -f $(VENV)/.installed-*
+	touch $@
+
+$(DEV): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -29,7 +35,7 @@ demo: $(STAMP)
 	$(BIN)/aiether train --preset demo --baseline static --output_dir $(DEMO)
 	@echo "Report: $(CURDIR)/$(DEMO)/report.html"
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright

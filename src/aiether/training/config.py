@@ -243,7 +243,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         **_RECOMMENDED,
         "vocab_size": 2048,
-        "max_steps": 600,
+        "max_steps": 480,
+        "batch_size": 12,
         "lr_warmup_steps": 30,
         "collect_interval_steps": 8,
         "eval_interval_steps": 24,
