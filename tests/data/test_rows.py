@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import lzma
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -158,6 +159,23 @@ def test_parquet_without_the_column_or_with_a_gap_is_named(tmp_path: Path) -> No
     path.write_bytes(path.read_bytes()[:50_000] + bytes(20_000) + path.read_bytes()[70_000:])
     if texts_of_or_error(path) == ["word " * 50_000]:
         pytest.fail("a damaged page was read as if it were whole")
+
+
+def test_a_parquet_file_with_spoiled_bytes_is_read_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    for seed in range(1000):
+        draw = random.Random(seed)
+        settings = {
+            "compression": draw.choice(["none", "snappy"]),
+            "use_dictionary": draw.choice([True, False]),
+        }
+        texts = ["w" * draw.randrange(1, 40) for _ in range(draw.randrange(2, 40))]
+        pq.write_table(pa.table({"text": texts}), path, compression=compression, use_dictionary=dictionary)
+        content = bytearray(path.read_bytes())
+        for _ in range(draw.randrange(1, 4)):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(content)
+        texts_of_or_error(path)  # anything but ValueError fails
 
 
 def texts_of_or_error(path: Path) -> list[str] | str:

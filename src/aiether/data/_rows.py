@@ -106,10 +106,11 @@ def read_parquet(path: Path, column: str) -> Iterator[Row]:
                 raise ValueError(no_column(str(path), column, file.schema_arrow.names))
             total, done = max(1, file.metadata.num_rows), 0
             for batch in file.iter_batches(_BATCH, columns=[column], use_threads=False):
+                batch.validate(full=True)  # a damaged page can hold lengths that lead outside of it
                 for value in batch.column(0):
                     done += 1
                     yield row_text(value.as_py(), f"row {done} of {path}", column), done / total
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, SystemError, UnicodeDecodeError) as error:  # seen on damaged files
         raise ValueError(
             f"{path} cannot be read as Parquet ({str(error).splitlines()[0]}); download or write it again"
         ) from error
