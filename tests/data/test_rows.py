@@ -165,10 +165,7 @@ def test_a_parquet_file_with_spoiled_bytes_is_read_or_refused(tmp_path: Path) ->
     path = tmp_path / "a.parquet"
     for seed in range(1000):
         draw = random.Random(seed)
-        settings = {
-            "compression": draw.choice(["none", "snappy"]),
-            "use_dictionary": draw.choice([True, False]),
-        }
+        compression, dictionary = draw.choice(["none", "snappy"]), draw.choice([True, False])
         texts = ["w" * draw.randrange(1, 40) for _ in range(draw.randrange(2, 40))]
         pq.write_table(pa.table({"text": texts}), path, compression=compression, use_dictionary=dictionary)
         content = bytearray(path.read_bytes())
