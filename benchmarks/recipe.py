@@ -7,8 +7,8 @@ controller, which decides, and its `migrate`, which grows. No Trainer, no checkp
 its training alone. What wins here is confirmed with `aiether train` (docs/recipe.md).
 
 ARMS.json holds {"base": {...}, "arms": [{"name": ..., ...}, ...]}: differences from `Arm`'s defaults, growth
-settings under "growth". DIR holds train.bin and val.bin (uint16 tokens). Arms whose name is in RESULTS.jsonl
-already are skipped; with --worker I/N a process takes every N-th arm.
+settings under "growth". DIR holds train.bin and val.bin (uint16 tokens). Arms whose name and seed are in
+RESULTS.jsonl already are skipped; with --worker I/N a process takes every N-th arm.
 
 Under WSD runs of several lengths share their constant phase: an arm trains once to its longest end, and for
 every entry of `ends` its state is copied at that length's decay, decayed, measured, and put back. Each end
@@ -66,6 +66,7 @@ class Arm:
     eval_windows: int = 1280
     probe_windows: int = 128  # of the evaluations that only the trigger needs
     seed: int = 0
+    cuda_graphs: bool = True
     growth: dict[str, Any] = field(default_factory=dict)
 
     def growth_config(self) -> GrowthConfig:
@@ -149,7 +150,7 @@ class Run:
     def _open(self) -> None:
         """The optimizer and the compiled blocks of the model as it is now."""
         arm = self.arm
-        compile_blocks(self.model, self.family)
+        compile_blocks(self.model, self.family, cuda_graphs=arm.cuda_graphs and self.device == "cuda")
         self.optimizer: Any = build_optimizer(
             self.model,
             self.family.blocks,
@@ -304,10 +305,11 @@ def main() -> None:
     worker, num_workers = map(int, arguments.worker.split("/"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    done = {json.loads(line)["arm"]["name"] for line in _lines(arguments.out)}
+    finished = [json.loads(line)["arm"] for line in _lines(arguments.out)]
+    done = {(arm["name"], arm["seed"]) for arm in finished}
     started, warmed = time.monotonic(), set()
     for arm in read_arms(arguments.arms)[worker::num_workers]:
-        if arm.name in done:
+        if (arm.name, arm.seed) in done:
             continue
         if time.monotonic() - started > arguments.budget_s:
             print(f"no time left for {arm.name}", flush=True)

@@ -30,6 +30,7 @@ class End:
     """One run measured at its end."""
 
     name: str
+    recipe: str  # all its settings but the seed
     group: tuple[str, int, int]  # optimizer, width, seed
     source: str  # the results file
     static: bool
@@ -50,6 +51,7 @@ def read_ends(paths: Iterable[Path]) -> list[End]:
             ends.append(
                 End(
                     arm["name"],
+                    _recipe(arm),
                     group,
                     source,
                     not arm["growth"],
@@ -60,6 +62,13 @@ def read_ends(paths: Iterable[Path]) -> list[End]:
                 )
             )
     return ends
+
+
+def _recipe(arm: dict[str, Any]) -> str:
+    """What makes two arms the same but for the seed: neither its name nor how kernels are launched."""
+    return json.dumps(
+        {k: v for k, v in arm.items() if k not in ("name", "seed", "cuda_graphs")}, sort_keys=True
+    )
 
 
 def static_curve(ends: Iterable[End]) -> list[End]:
@@ -105,9 +114,10 @@ def over_seeds(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same recipe over its seeds: the mean and every seed's figure."""
     grouped: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
-        grouped[(row["name"], row["steps"], *row["group"][:2])].append(row)
+        grouped[(row["recipe"], row["steps"], *row["group"][:2])].append(row)
     merged = []
-    for (name, steps, optimizer, width), entries in grouped.items():
+    for (_, steps, optimizer, width), entries in grouped.items():
+        name = entries[0]["name"]
         merged.append({"name": name, "steps": steps, "optimizer": optimizer, "width": width})
         merged[-1]["losses"] = [entry["loss"] for entry in entries]
         merged[-1]["flops"] = entries[0]["flops"]

@@ -1,4 +1,4 @@
-"""Training speed on a GPU: against a plain loop, of GPT-2 124M's shape, and what watching costs.
+"""Training speed on a GPU: against a plain loop, and of GPT-2 124M's shape.
 
     python benchmarks/throughput.py --data DIR [--probe LOOP.py] [--steps 300] [--out RESULT.json]
 
@@ -9,7 +9,6 @@ checkpoints and compiling (a short run of the same shapes goes first), and the m
   `fit`, for AdamW and Muon. With --probe, a script called as `LOOP.py DATA_DIR OUT.jsonl CONFIG.json` trains
   the same recipe in between, and the ratio of the two is given.
 - gpt2: 12 layers of width 768 with 50,257 tokens, AdamW; the share of the GPU's dense bf16 peak is given.
-- watching: 12 layers of width 512 with and without the geometric trigger's snapshots and measurements.
 """
 
 from __future__ import annotations
@@ -83,7 +82,9 @@ def seconds_of_fit(config: TrainConfig, data: PackedData, steps: int) -> float:
         model = new_model(config, data, config.n_layer)
         trainer = build_trainer(config, model, train, validation, max_steps=steps, output_dir=Path(directory))
         trainer.args.save_strategy = "no"
-        result = fit(trainer, config, output_dir=directory, compile=config.compile)
+        result = fit(
+            trainer, config, output_dir=directory, compile=config.compile, cuda_graphs=config.cuda_graphs
+        )
     torch.cuda.empty_cache()
     return result.train_seconds
 
@@ -139,33 +140,6 @@ def gpt2(data: Path, steps: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def watching(data: Path, steps: int, repeats: int) -> dict[str, Any]:
-    still = {**SHAPE, "n_layer": 12, "grow_to": (), "trigger": "never", "eval_interval_steps": 50}
-    blind = TrainConfig(**still)
-    watched = TrainConfig(
-        **{
-            **still,
-            "trigger": "geometric",
-            "thresholds": "normalised",
-            "watch": "all",
-            "tau_crit": 1e9,
-            "kappa_crit": 1e9,
-            "max_layers": 13,
-            "grow_to": (13,),
-            "collect_interval_steps": 20,
-            "warmup_steps": 0,
-        }
-    )
-    packed = tokens(data, 16384)
-    seconds: dict[str, list[float]] = {"blind": [], "watched": []}
-    for repeat in range(repeats):
-        for name, config in (("blind", blind), ("watched", watched))[:: 1 if repeat % 2 else -1]:
-            seconds[name].append(seconds_of_fit(config, packed, steps))
-    print("watching", seconds, flush=True)
-    overhead = statistics.median(seconds["watched"]) / statistics.median(seconds["blind"]) - 1
-    return {"steps": steps, "seconds": seconds, "overhead": overhead}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -190,9 +164,8 @@ def main() -> None:
         result["grown"].append(grown(data, arguments.probe, steps, repeats, optimizer))
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     result["gpt2"] = gpt2(data, 60, repeats)
-    result["watching"] = watching(data, steps, repeats)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({key: result[key] for key in ("gpt2", "watching")}, indent=1))
+    print(json.dumps(result["gpt2"], indent=1))
 
 
 def _commit() -> str:

@@ -1,14 +1,15 @@
-"""What watching the geometry costs: a watched and a blind run of the same training, in turns of 20 steps.
+"""What watching the geometry costs: a watched run and two blind ones take turns of 20 steps.
 
-    python benchmarks/watching.py [--steps 640] [--device cpu|cuda] [--out benchmarks/results/watching.json]
+    python benchmarks/watching.py [--steps 800] [--device cpu|cuda] [--out benchmarks/results/watching.json]
 
-Both arms are held at their first depth: one with the geometric trigger at a threshold that is never reached,
-one with the trigger `never`, which takes no snapshot. Evaluations are alike in both, so what differs is
+All arms are held at their first depth: one with the geometric trigger at a threshold that is never reached,
+two with the trigger `never`, which takes no snapshot. Evaluations are alike in all, so what differs is
 snapshots, Gram matrices and decisions. The speed of a shared machine drifts by more than that within minutes;
-the two runs therefore take turns inside one process, 20 steps each, and every turn is compared with its
-neighbour. Turns count from the moment that the window is full. On a CPU processor seconds of one thread are
-compared, on a GPU wall-clock seconds between two synchronisations. The time inside the watching calls alone
-is measured too.
+the runs therefore take turns inside one process, 20 steps each, in an order that moves on by one every round,
+and a turn is compared with the blind turn of its round. The second blind arm is the control: what it shows
+against the first is the method's own error. Turns count from the moment that the window is full. On a CPU
+processor seconds of one thread are compared, on a GPU wall-clock seconds between two synchronisations. The
+time inside the watching calls alone is measured too.
 
 CPU: the default run of `aiether train`. GPU: 12 layers of width 512, 64 x 512 tokens, bf16, compiled.
 """
@@ -42,7 +43,7 @@ from aiether.training.config import TrainConfig, resolve
 from aiether.training.trainer import build_trainer
 
 TURN_STEPS = 20
-ARMS = ("watched", "blind")
+ARMS: tuple[str, ...] = ("watched", "blind", "control")
 GPU_SHAPE: dict[str, Any] = {
     "n_layer": 12,
     "max_layers": 24,
@@ -56,22 +57,30 @@ GPU_SHAPE: dict[str, Any] = {
 
 
 class Turns:
-    """Lets one of two threads run at a time."""
+    """Lets one of several threads run at a time: every arm once a round; its first is last in the next."""
 
     def __init__(self) -> None:
         self._condition = threading.Condition()
-        self._running, self._finished = ARMS[0], set[str]()
+        self._round, self._place = list(ARMS), 0
 
     def wait(self, arm: str) -> None:
         with self._condition:
-            self._condition.wait_for(lambda: self._running == arm)
+            self._condition.wait_for(lambda: self._round[self._place] == arm)
 
-    def pass_on(self, arm: str, finished: bool = False) -> None:
+    def pass_on(self) -> None:
         with self._condition:
-            if finished:
-                self._finished.add(arm)
-            other = ARMS[1 - ARMS.index(arm)]
-            self._running = arm if other in self._finished else other
+            self._place += 1
+            if self._place == len(self._round):
+                self._round, self._place = [*self._round[1:], self._round[0]], 0
+            self._condition.notify_all()
+
+    def leave(self, arm: str) -> None:
+        """The arm has ended, whether or not it is its turn; the others go on without it."""
+        with self._condition:
+            index = self._round.index(arm)
+            self._round.remove(arm)
+            self._place -= index < self._place
+            self._place %= max(len(self._round), 1)
             self._condition.notify_all()
 
 
@@ -88,7 +97,7 @@ class TurnClock(RunObserver):
             return
         if step > TURN_STEPS:  # the first turn holds the set-up
             self.seconds.append(self.clock() - self._start)
-        self.turns.pass_on(self.arm)
+        self.turns.pass_on()
         self.turns.wait(self.arm)
         self._start = self.clock()
 
@@ -142,21 +151,22 @@ def train_in_turns(
         assert result.num_growths == 0
         return result.train_seconds
     finally:
-        observer.turns.pass_on(observer.arm, finished=True)
+        observer.turns.leave(observer.arm)
 
 
 def measure(base: TrainConfig, steps: int) -> dict[str, Any]:
     on_gpu = base.device == "cuda"
     clock = _gpu_clock if on_gpu else time.process_time
-    configs = {
+    configs: dict[str, TrainConfig] = {
         "watched": replace(base, tau_crit=1e9, kappa_crit=1e9),
         "blind": replace(base, trigger="never"),
+        "control": replace(base, trigger="never"),
     }
     data, turns = prepare(base), Turns()
     clocks = {arm: TurnClock(arm, turns, clock) for arm in ARMS}
     with (
         tempfile.TemporaryDirectory() as directory,
-        ThreadPoolExecutor(2) as pool,
+        ThreadPoolExecutor(len(ARMS)) as pool,
         time_inside_watching(clock) as inside,
     ):
         running = [
@@ -166,9 +176,8 @@ def measure(base: TrainConfig, steps: int) -> dict[str, Any]:
         for arm in running:
             arm.result()
     full = base.history_window_size * base.collect_interval_steps // TURN_STEPS
-    pairs = list(zip(clocks["watched"].seconds[full:], clocks["blind"].seconds[full:], strict=True))
-    ratios = [watched / blind for watched, blind in pairs]
-    spread = statistics.quantiles(ratios, n=4)
+    rounds = list(zip(*(clocks[arm].seconds[full:] for arm in ARMS), strict=True))
+    watched, blind, control = (list(seconds) for seconds in zip(*rounds, strict=True))
     return {
         "n_layer": base.n_layer,
         "n_embd": base.n_embd,
@@ -178,11 +187,22 @@ def measure(base: TrainConfig, steps: int) -> dict[str, Any]:
         "collect_interval_steps": base.collect_interval_steps,
         "history_window_size": base.history_window_size,
         "eval_interval_steps": base.eval_interval_steps,
-        "turns": pairs,
+        "arms": ARMS,
+        "rounds": rounds,
         "share_inside_watching": sum(inside) / sum(clocks["watched"].seconds),
+        "watched": compare(watched, blind),
+        "control": compare(control, blind),
+    }
+
+
+def compare(seconds: list[float], blind: list[float]) -> dict[str, Any]:
+    """How much longer the turns took than the blind turns of their rounds."""
+    ratios = [one / other for one, other in zip(seconds, blind, strict=True)]
+    spread = statistics.quantiles(ratios, n=4)
+    return {
         "overhead": statistics.median(ratios) - 1,
         "overhead_quartiles": [spread[0] - 1, spread[2] - 1],
-        "overhead_of_sums": sum(w for w, _ in pairs) / sum(b for _, b in pairs) - 1,
+        "overhead_of_sums": sum(seconds) / sum(blind) - 1,
     }
 
 
@@ -195,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=640)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -216,13 +236,15 @@ def main() -> None:
     out = arguments.out or Path("benchmarks/results") / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=2) + "\n")
-    low, high = run["overhead_quartiles"]
     print(f"watching {run['n_layer']} layers of width {run['n_embd']} on {run['device']}:")
     print(f"{run['share_inside_watching']:.2%} of the time inside its calls")
-    print(
-        f"{len(run['turns'])} pairs of turns: median {run['overhead']:+.2%}, quartiles {low:+.2%} to "
-        f"{high:+.2%}, of the sums {run['overhead_of_sums']:+.2%}"
-    )
+    for arm in ("watched", "control"):
+        figures = run[arm]
+        low, high = figures["overhead_quartiles"]
+        print(
+            f"{arm}, {len(run['rounds'])} rounds: median {figures['overhead']:+.2%}, "
+            f"quartiles {low:+.2%} to {high:+.2%}, of the sums {figures['overhead_of_sums']:+.2%}"
+        )
 
 
 def _cpu_name() -> str:

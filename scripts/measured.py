@@ -51,8 +51,9 @@ def _watching() -> str:
     run = _read("watching")["run"]
     model = f"{run['n_layer']} layers of width {run['n_embd']}"
     figure = (
-        f"{run['overhead']:+.1%} training time against the same run without, median of {len(run['turns'])} "
-        f"pairs of turns; {run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
+        f"{run['watched']['overhead']:+.1%} training time against the same run without, median of "
+        f"{len(run['rounds'])} turns (a second run without: {run['control']['overhead']:+.1%}); "
+        f"{run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
     )
     return f"| Watching | {figure} | `python benchmarks/watching.py` |"
 

@@ -7,6 +7,7 @@ import hashlib
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,19 +65,34 @@ def blocks_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
     return blocks
 
 
-def compile_blocks(model: PreTrainedModel, family: Family) -> None:
+def compile_blocks(model: PreTrainedModel, family: Family, *, cuda_graphs: bool = False) -> None:
     """Compile block by block: depth growth then makes no new graph.
 
     A graph limit that is hit raises instead of falling back to eager with a warning. The cache must be off,
     since it makes every layer a graph of its own.
+
+    With `cuda_graphs` every block's kernels are recorded once and replayed, so that a slow processor does not
+    hold a GPU up. Every forward pass of the model then starts anew in the graphs' memory: what an earlier one
+    left (hidden states, a loss not yet propagated back) must not be used any more. Batches of a second shape
+    run as without.
     """
     if model.config.use_cache:
         raise ValueError(
             "compiled blocks need config.use_cache=False: with the cache every layer is a graph of its own"
         )
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    settings: dict[str, Any] = {}
+    if cuda_graphs:
+        hooks = model.base_model._forward_pre_hooks
+        if _begin_step not in hooks.values():
+            model.base_model.register_forward_pre_hook(_begin_step)
+        settings = {"options": {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}}
     for block in blocks_of(model, family):
-        block.compile()
+        block.compile(**settings)
+
+
+def _begin_step(model: nn.Module, inputs: Any) -> None:
+    torch.compiler.cudagraph_mark_step_begin()
 
 
 def set_trainable(

@@ -68,11 +68,13 @@ class Run:
         observers: Sequence[RunObserver],
         interrupted: InterruptFlag,
         compile: bool,
+        cuda_graphs: bool,
         on_nan: OnNan,
         max_skipped_steps: int,
     ) -> None:
         self.trainer: Any = trainer  # its own annotations carry every backend's placeholder types
-        self.observers, self.interrupted, self.compile = list(observers), interrupted, compile
+        self.observers, self.interrupted = list(observers), interrupted
+        self.compile, self.cuda_graphs = compile, cuda_graphs
         self.on_nan, self.max_skipped_steps = on_nan, max_skipped_steps
         self.total_steps, steps_per_epoch = planned_steps(trainer)
         self.store = CheckpointStore(output_dir, keep=trainer.args.save_total_limit)
@@ -181,7 +183,7 @@ class Run:
     def _new_stage(self) -> Stage:
         trainer, model = self.trainer, _unwrapped(self.trainer)
         if self.compile:
-            compile_blocks(model, self.controller.family)
+            compile_blocks(model, self.controller.family, cuda_graphs=self.cuda_graphs)
         for name, parameter in model.named_parameters():
             # The optimizer is built for every trainable tensor.
             parameter.requires_grad_(name not in self.frozen)

@@ -35,6 +35,21 @@ def growth_callbacks(trainer: Trainer) -> list[GrowthCallback]:
     return [c for c in trainer.callback_handler.callbacks if isinstance(c, GrowthCallback)]
 
 
+def check_cuda_graphs(trainer: Trainer, compiled: bool) -> None:
+    """Refuse what CUDA graphs cannot serve."""
+    device = trainer.args.device.type
+    if not compiled or device != "cuda":
+        raise ValueError(
+            f"cuda_graphs=True needs compile=True and a CUDA device (compile={compiled}, device {device!r}): "
+            "leave it False"
+        )
+    if trainer.args.gradient_checkpointing:
+        raise ValueError(
+            "cuda_graphs=True cannot run blocks a second time in the backward pass: set it to False, or "
+            "gradient_checkpointing=False"
+        )
+
+
 def refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
     args = trainer.args
     if not isinstance(trainer.model, PreTrainedModel):

@@ -21,7 +21,7 @@ from ._interrupt import catch_interrupts
 from ._lock import hold
 from ._observer import RunObserver
 from ._run import FitResult, OnNan, Run
-from ._setup import growth_callbacks, growth_config, refuse_unsupported
+from ._setup import check_cuda_graphs, growth_callbacks, growth_config, refuse_unsupported
 
 
 def fit(
@@ -32,6 +32,7 @@ def fit(
     resume: bool | str | Path = False,
     observers: Sequence[RunObserver] = (),
     compile: bool = False,
+    cuda_graphs: bool = False,
     on_nan: OnNan = "stop",
     max_skipped_steps: int = 10,
 ) -> FitResult:
@@ -58,6 +59,10 @@ def fit(
         Watchers of the run, see `RunObserver`.
     compile
         Compile the model block by block (CUDA and CPU); depth growth then makes no new graph.
+    cuda_graphs
+        With `compile` on a CUDA device: replay each block as a CUDA graph, where the processor launches
+        kernels more slowly than the GPU runs them. The loss must come from one forward pass of the model;
+        batches of a second shape run without.
     on_nan
         When the loss, the gradient norm or the weights become infinite or NaN: "stop", or "skip": go back to
         the newest checkpoint and on from there without that step's batch (the step counts, weights and
@@ -80,11 +85,15 @@ def fit(
     """
     config = growth_config(trainer, growth)
     refuse_unsupported(trainer, config)
+    if cuda_graphs:
+        check_cuda_graphs(trainer, compile)
     for callback in growth_callbacks(trainer):  # they act on their own only in a bare trainer.train()
         trainer.remove_callback(callback)
     folder = Path(output_dir or trainer.args.output_dir or "trainer_output")
     with hold(folder), catch_interrupts() as interrupted:
-        run = Run(trainer, config, folder, observers, interrupted, compile, on_nan, max_skipped_steps)
+        run = Run(
+            trainer, config, folder, observers, interrupted, compile, cuda_graphs, on_nan, max_skipped_steps
+        )
         try:
             return run.execute(resume)
         except (OSError, SafetensorError) as error:

@@ -137,6 +137,7 @@ def run_arm(
             resume=resume,
             observers=[recorder],
             compile=config.compile,
+            cuda_graphs=config.compile and config.cuda_graphs and trainer.args.device.type == "cuda",
             on_nan=config.on_nan,
             max_skipped_steps=config.max_skipped_steps,
         )

@@ -114,6 +114,7 @@ class TrainConfig(DataConfig, GrowthConfig):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     bf16: bool = False
     compile: bool = False
+    cuda_graphs: bool = True
     eval_interval_steps: int | None = None
     eval_batches: int = 20
     log_interval_steps: int = 10
