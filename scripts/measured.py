@@ -51,9 +51,10 @@ def _watching() -> str:
     run = _read("watching")["run"]
     model = f"{run['n_layer']} layers of width {run['n_embd']}"
     figure = (
-        f"{run['watched']['overhead']:+.1%} training time against the same run without, median of "
-        f"{len(run['rounds'])} turns (a second run without: {run['control']['overhead']:+.1%}); "
-        f"{run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
+        f"{run['watched']['overhead']:+.1%} training time against the same run without (95 %: "
+        f"{run['watched']['interval_95'][0]:+.1%} to {run['watched']['interval_95'][1]:+.1%}; a second run "
+        f"without: {run['control']['overhead']:+.1%}); {run['share_inside_watching']:.2%} is spent inside its "
+        f"calls ({model}, CPU)"
     )
     return f"| Watching | {figure} | `python benchmarks/watching.py` |"
 

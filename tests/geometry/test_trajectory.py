@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from aiether.geometry import Extrapolator, Trajectory, velocity_gram
+from aiether.geometry import trajectory as trajectory_module
 
 STORAGES = ["device", "host", "disk"]
 
@@ -216,3 +217,35 @@ def test_disk_makes_the_folder_and_leaves_it_empty(tmp_path: Path):
     trajectory = filled(6, storage="disk", directory=tmp_path / "deep" / "folder")
     assert list((tmp_path / "deep" / "folder").iterdir()) == []
     assert trajectory.nbytes == 5 * 4 * (35 + 7 + 1 + 12)
+
+
+@pytest.mark.parametrize("num_snapshots", [2, 4, 9])
+def test_tensors_of_one_size_measured_together_give_what_each_gives_alone(num_snapshots, monkeypatch):
+    """The way of accelerators, taken on a CPU."""
+
+    def layers(step: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(step)
+        sizes = {
+            "0.w": (6, 5),
+            "1.w": (5, 6),
+            "2.w": (30,),
+            "0.b": (5,),
+            "1.b": (5,),
+            "alone": (7,),
+            "none": (0,),
+        }
+        return {name: torch.randn(size, generator=generator) for name, size in sizes.items()}
+
+    monkeypatch.setattr(trajectory_module, "_together", lambda device: True)
+    monkeypatch.setattr(trajectory_module, "chunk_length", lambda rows, device: 13)
+    together = Trajectory(4)
+    for step in range(num_snapshots):
+        together.append(layers(step), step)
+        if step == 2:
+            together.gram("1.w")  # asked for alone: the others of its size are behind it
+    kept = range(max(num_snapshots - 4, 0), num_snapshots)
+    for name in together.names:
+        expected = velocity_gram([layers(step)[name] for step in kept])
+        torch.testing.assert_close(together.gram(name), expected, rtol=1e-12, atol=1e-12)
+    flat = [torch.cat([t.flatten() for t in layers(step).values()]) for step in kept]
+    torch.testing.assert_close(together.gram(together.names), velocity_gram(flat), rtol=1e-12, atol=1e-12)

@@ -22,7 +22,7 @@ TensorLike: TypeAlias = Tensor | np.ndarray
 # Elements of one float64 work buffer. On a CPU two of them (4 MB) stay in the last-level cache; on an
 # accelerator they have to be large enough to hide the cost of starting a kernel.
 _CPU_ELEMENTS = 1 << 18
-_ACCELERATOR_ELEMENTS = 1 << 22
+_ACCELERATOR_ELEMENTS = 1 << 23
 _ALIGNMENT = 64
 # Elements of a row that one thread works through at a time, and how many threads may hold work buffers at
 # once.

@@ -8,9 +8,10 @@ asks about costs no more than its copy.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -34,6 +35,7 @@ class _Ring:
     # depend neither on when it was asked for nor on what else the window holds.
     gram: Tensor
     num_computed: int = field(default=1)  # velocities that end in a snapshot below this number are in `gram`
+    block: Tensor | None = None  # (N, S, P): the rows of all tensors of this size, where they lie together
 
 
 class Trajectory:
@@ -103,7 +105,7 @@ class Trajectory:
                 f"step {step} does not come after step {self._steps[-1]}: append in order, or clear()"
             )
         if not self._rings:
-            self._rings = {name: self._new_ring(value) for name, value in values.items()}
+            self._rings = self._new_rings(values)
         self._check(values)
         if len(self._steps) == self.window_size:
             # Forgotten before its memory is reused: an interrupt in the copying then leaves a valid window.
@@ -216,22 +218,40 @@ class Trajectory:
     def _complete(self, rings: Sequence[_Ring]) -> None:
         """Compute the Gram rows of the velocities that arrived since the last call."""
         num_filled = min(self._count, self.window_size)
-        computed: list[tuple[_Ring, list[int], Tensor]] = []
-        for ring in rings:
-            ends = [n % self.window_size for n in self._velocities() if n >= ring.num_computed]
-            if ends:
-                device = compute_device(ring.rows)
-                with one_thread(device):
-                    products = _products(ring.rows, num_filled, ends, self._workspace(device))
-                computed.append((ring, ends, products))
+        computed: list[tuple[list[_Ring], list[int], Tensor]] = []
+        for members, rows, ends in self._due(rings):
+            device = compute_device(rows)
+            with one_thread(device):
+                computed.append((members, ends, _products(rows, num_filled, ends, self._workspace(device))))
         # Every tensor is under way before the first is waited for.
-        for ring, ends, products in computed:
-            for own, row in zip(ends, products.cpu(), strict=True):
-                # Whole, though some entries belong to no velocity of the window: those are written again
-                # before a velocity that they belong to is in it.
-                ring.gram[own] = row
-                ring.gram[:, own] = row
-            ring.num_computed = self._count
+        for members, ends, products in computed:
+            for ring, own_products in zip(members, products.cpu(), strict=True):
+                for own, row in zip(ends, own_products, strict=True):
+                    # Whole, though some entries belong to no velocity of the window: those are written again
+                    # before a velocity that they belong to is in it.
+                    ring.gram[own] = row
+                    ring.gram[:, own] = row
+                ring.num_computed = self._count
+
+    def _due(self, rings: Sequence[_Ring]) -> Iterator[tuple[list[_Ring], Tensor, list[int]]]:
+        """What has to be computed: rings, their rows (N, S, P), and the rows in which velocities arrived.
+
+        Rings whose rows lie together are taken together if all of them are asked for.
+        """
+        together: dict[tuple[int, int], list[_Ring]] = {}
+        for ring in rings:
+            if ring.num_computed < self._count:
+                key = (id(ring if ring.block is None else ring.block), ring.num_computed)
+                together.setdefault(key, []).append(ring)
+        for (_, num_computed), members in together.items():
+            ends = [n % self.window_size for n in self._velocities() if n >= num_computed]
+            block = members[0].block
+            if not ends:
+                continue
+            if block is not None and len(block) == len(members):
+                yield sorted(members, key=lambda ring: ring.rows.storage_offset()), block, ends
+            else:
+                yield from (([ring], ring.rows[None], ends) for ring in members)
 
     def _workspace(self, device: torch.device) -> Tensor:
         if device not in self._work:
@@ -239,12 +259,27 @@ class Trajectory:
             self._work[device] = torch.zeros(size, dtype=torch.float64, device=device)
         return self._work[device]
 
-    def _new_ring(self, value: Tensor) -> _Ring:
-        return _Ring(
-            rows=self._allocate(value),
-            shape=value.shape,
-            gram=torch.zeros(self.window_size, self.window_size, dtype=torch.float64),
-        )
+    def _new_rings(self, values: Mapping[str, Tensor]) -> dict[str, _Ring]:
+        if self.storage != "device":
+            return {
+                name: self._new_ring(value.shape, self._allocate(value)) for name, value in values.items()
+            }
+        rings: dict[str, _Ring] = {}
+        for members in _of_one_size(values):
+            like = values[members[0]]
+            if _together(like.device):
+                size = (len(members), self.window_size, like.numel())
+                blocks = [torch.empty(size, dtype=like.dtype, device=like.device)]
+            else:
+                blocks = [self._allocate(values[name])[None] for name in members]
+            for name, rows in zip(members, (rows for block in blocks for rows in block), strict=True):
+                block = blocks[0] if len(blocks) == 1 else None
+                rings[name] = self._new_ring(values[name].shape, rows, block)
+        return {name: rings[name] for name in values}
+
+    def _new_ring(self, shape: torch.Size, rows: Tensor, block: Tensor | None = None) -> _Ring:
+        gram = torch.zeros(self.window_size, self.window_size, dtype=torch.float64)
+        return _Ring(rows=rows, shape=shape, gram=gram, block=block)
 
     def _allocate(self, value: Tensor) -> Tensor:
         size = (self.window_size, value.numel())
@@ -280,21 +315,48 @@ class Trajectory:
 def _products(rows: Tensor, num_filled: int, ends: Sequence[int], work: Tensor) -> Tensor:
     """Inner products of the velocities that end in the rows `ends` with those that end in any row.
 
-    `rows` is the ring (S, P) with `num_filled` rows in use, `work` a buffer (2, S, chunk length) float64.
-    Returns (len(ends), S) float64 on the device of `work`, in which only entries that belong to a velocity
+    `rows` are rings (N, S, P) with `num_filled` rows in use, `work` a buffer (2, S, elements) float64.
+    Returns (N, len(ends), S) float64 on the device of `work`, in which only entries that belong to a velocity
     of the window mean anything.
     """
-    num_rows, num_elements = rows.shape
-    products = torch.zeros(len(ends), num_rows, dtype=torch.float64, device=work.device)
-    for start, stop in chunks(num_elements, work.shape[2]):
-        position, velocity = work[0, :, : stop - start], work[1, :, : stop - start]
-        source = rows[:num_filled, start:stop]
-        position[:num_filled].copy_(source if source.device.type != "mps" else source.to(work.device))
-        torch.sub(position[1:], position[:-1], out=velocity[1:])
-        torch.sub(position[0], position[-1], out=velocity[0])
-        for product, end in zip(products, ends, strict=True):
-            product.addmv_(velocity, velocity[end])
+    count, num_rows, num_elements = rows.shape
+    products = torch.zeros(count, len(ends), num_rows, dtype=torch.float64, device=work.device)
+    longest = max(work.shape[2] // count, 1)
+    for first in range(0, count, work.shape[2]):  # (more tensors of one size than the buffer has columns)
+        some = rows[first : first + work.shape[2]]
+        for start, stop in chunks(num_elements, longest):
+            size = (len(some), num_rows, stop - start)
+            position, velocity = (part.flatten()[: math.prod(size)].view(size) for part in work)
+            source = some[:, :num_filled, start:stop]
+            position[:, :num_filled].copy_(source if source.device.type != "mps" else source.to(work.device))
+            torch.sub(position[:, 1:], position[:, :-1], out=velocity[:, 1:])
+            torch.sub(position[:, 0], position[:, -1], out=velocity[:, 0])
+            for index, end in enumerate(ends):
+                products[first : first + len(some), index] += _times(velocity, end)
     return products
+
+
+def _times(velocity: Tensor, end: int) -> Tensor:
+    """(N, S): each of the N tensors' velocities (S, n) times the one that ends in row `end`."""
+    if len(velocity) == 1:
+        return torch.mv(velocity[0], velocity[0, end])[None]
+    return torch.bmm(velocity, velocity[:, end, :, None])[:, :, 0]
+
+
+def _together(device: torch.device) -> bool:
+    """Whether rows of one size share their memory: on an accelerator, for some launches a size, not a tensor.
+
+    On a CPU there is nothing to gain, and a tensor's bits must not depend on which others are asked for.
+    """
+    return device.type != "cpu"
+
+
+def _of_one_size(values: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names by number of elements, dtype and device."""
+    groups: dict[tuple[int, torch.dtype, torch.device], list[str]] = {}
+    for name, value in values.items():
+        groups.setdefault((value.numel(), value.dtype, value.device), []).append(name)
+    return list(groups.values())
 
 
 def _mapped(size: tuple[int, int], dtype: torch.dtype, directory: Path | None) -> Tensor:
