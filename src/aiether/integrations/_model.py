@@ -73,8 +73,8 @@ def compile_blocks(model: PreTrainedModel, family: Family, *, cuda_graphs: bool 
 
     With `cuda_graphs` every block's kernels are recorded once and replayed, so that a slow processor does not
     hold a GPU up. Every forward pass of the model then starts anew in the graphs' memory: what an earlier one
-    left (hidden states, a loss not yet propagated back) must not be used any more. Batches of a second shape
-    run as without.
+    left (hidden states, a loss not yet propagated back) must not be used any more. Each shape of batch is
+    recorded.
     """
     if model.config.use_cache:
         raise ValueError(
@@ -86,7 +86,8 @@ def compile_blocks(model: PreTrainedModel, family: Family, *, cuda_graphs: bool 
         hooks = model.base_model._forward_pre_hooks
         if _begin_step not in hooks.values():
             model.base_model.register_forward_pre_hook(_begin_step)
-        settings = {"options": {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True}}
+        # Nothing that leaves kernels out: a graph that is cut in pieces costs more than it saves (measured).
+        settings = {"options": {"triton.cudagraphs": True}}
     for block in blocks_of(model, family):
         block.compile(**settings)
 

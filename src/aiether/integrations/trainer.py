@@ -61,8 +61,8 @@ def fit(
         Compile the model block by block (CUDA and CPU); depth growth then makes no new graph.
     cuda_graphs
         With `compile` on a CUDA device: replay each block as a CUDA graph, where the processor launches
-        kernels more slowly than the GPU runs them. The loss must come from one forward pass of the model;
-        batches of a second shape run without.
+        kernels more slowly than the GPU runs them. The loss must come from one forward pass of the model,
+        and batches have few shapes: each is recorded.
     on_nan
         When the loss, the gradient norm or the weights become infinite or NaN: "stop", or "skip": go back to
         the newest checkpoint and on from there without that step's batch (the step counts, weights and
