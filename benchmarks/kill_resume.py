@@ -39,6 +39,8 @@ SETTINGS: dict[str, Any] = {
     "max_steps": 1000,
     "batch_size": 8,
     "optimizer": "muon",
+    "trigger": "geometric",
+    "init": "geometric",
     "tau_crit": 0.01,
     "kappa_crit": 0.01,
     "pg_patience": 3,

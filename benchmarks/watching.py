@@ -5,8 +5,8 @@
 All arms are held at their first depth: one with the geometric trigger at a threshold that is never reached,
 two with the trigger `never`, which takes no snapshot. Evaluations are alike in all, so what differs is
 snapshots, Gram matrices and decisions. The speed of a shared machine drifts by more than that within seconds;
-the runs therefore take turns inside one process, a step each, in an order that moves on by one every time, and
-20 steps of an arm (the interval between snapshots) are compared with the blind arm's of the same time. The
+the runs therefore take turns inside one process, a step each, in an order that moves on by one every time.
+Blocks of 20 steps (the interval between snapshots) are compared with the blind arm's of the same time. The
 second blind arm is the control: what it shows against the first is the method's own error. Steps count from
 the moment that the window is full. On a CPU processor seconds of one thread are compared, on a GPU wall-clock
 seconds between two synchronisations. The time inside the watching calls alone is measured too.
@@ -161,7 +161,7 @@ def measure(base: TrainConfig, steps: int) -> dict[str, Any]:
     on_gpu = base.device == "cuda"
     clock = _gpu_clock if on_gpu else time.process_time
     configs: dict[str, TrainConfig] = {
-        "watched": replace(base, tau_crit=1e9, kappa_crit=1e9),
+        "watched": replace(base, trigger="geometric", tau_crit=1e9, kappa_crit=1e9),
         "blind": replace(base, trigger="never"),
         "control": replace(base, trigger="never"),
     }

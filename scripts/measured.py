@@ -50,11 +50,11 @@ def _geometry() -> str:
 def _watching() -> str:
     run = _read("watching")["run"]
     model = f"{run['n_layer']} layers of width {run['n_embd']}"
+    low, high = run["watched"]["interval_95"]
     figure = (
-        f"{run['watched']['overhead']:+.1%} training time against the same run without (95 %: "
-        f"{run['watched']['interval_95'][0]:+.1%} to {run['watched']['interval_95'][1]:+.1%}; a second run "
-        f"without: {run['control']['overhead']:+.1%}); {run['share_inside_watching']:.2%} is spent inside its "
-        f"calls ({model}, CPU)"
+        f"{run['watched']['overhead']:+.1%} training time against the same run without (95 %: {low:+.1%} to "
+        f"{high:+.1%}; a second run without: {run['control']['overhead']:+.1%}); "
+        f"{run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
     )
     return f"| Watching | {figure} | `python benchmarks/watching.py` |"
 

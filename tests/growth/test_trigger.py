@@ -264,3 +264,21 @@ def test_what_the_budget_rules_out_is_said_beforehand(
     warnings = growth_warnings(config, total_steps=total_steps)
     assert len(warnings) == (warning is not None)
     assert warning is None or warning in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ({"max_layers": 12, "grow_by": "double"}, "at which 1 layers become 4, not the planned 12: give 4"),
+        ({"max_layers": 4, "grow_by": "double"}, None),
+        ({"max_layers": 12, "grow_to": (3, 12)}, None),
+        ({"grow_by": 1}, None),
+    ],
+)
+def test_fixed_times_that_do_not_lead_to_the_planned_depth_are_told(
+    settings: dict, warning: str | None
+) -> None:
+    config = GrowthConfig(trigger="fixed", init="copy", growth_fractions=(0.5, 0.7), **settings)
+    warnings = growth_warnings(config, total_steps=1000, depth=1)
+    assert len(warnings) == (warning is not None)
+    assert warning is None or warning in warnings[0]

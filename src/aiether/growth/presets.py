@@ -7,16 +7,18 @@ from typing import Any
 GROWTH_PRESETS: dict[str, dict[str, Any]] = {
     # The reference as documented: the class defaults.
     "report": {},
-    # The recipe that measured best (docs/growth.md): whole-stack copies, doubling, nothing frozen, old
-    # moments kept; thresholds that do not depend on the window.
+    # The recipe that measured best (docs/recipe.md): whole-stack copies, doubling, late, nothing frozen, old
+    # moments kept. With `--trigger geometric` thresholds that do not depend on the window.
     "recommended": {
+        "trigger": "fixed",
+        "growth_fractions": (0.5, 0.7),
         "thresholds": "normalised",
         "tau_crit": 0.35,
         "kappa_crit": 0.45,
         "watch": "all",
         "placement": "stack",
         "grow_by": "double",
-        "init": "geometric",
+        "init": "copy",
         "scale": "displacement",
         "protocol": "none",
         "pg_patience": 2,

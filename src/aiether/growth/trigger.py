@@ -10,7 +10,7 @@ from typing import Any
 
 from ..geometry import GeometryMetrics
 from .config import MIN_SNAPSHOTS, GrowthConfig, TriggerName
-from .plan import GrowthPlan, depth_schedule
+from .plan import GrowthPlan, depth_schedule, planned_depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,15 +141,18 @@ def _step_at(fraction: float, total_steps: int) -> int:
     return math.floor(fraction * total_steps + 1e-6)
 
 
-def growth_warnings(config: GrowthConfig, *, total_steps: int) -> list[str]:
+def growth_warnings(config: GrowthConfig, *, total_steps: int, depth: int | None = None) -> list[str]:
     """What the budget rules out, in words: said before the run, not found out after it.
 
     Parameters
     ----------
     total_steps: optimizer steps of the whole budget.
+    depth: of the model at the start; None leaves out what depends on it.
     """
     if config.trigger == "never":
         return []
+    if depth is not None and (short := _too_few_fractions(config, depth)):
+        return [short]
     history = MIN_SNAPSHOTS * config.collect_interval_steps
     first = {
         "geometric": max(config.warmup_steps, history),
@@ -172,6 +175,20 @@ def growth_warnings(config: GrowthConfig, *, total_steps: int) -> list[str]:
             f"{config.collect_interval_steps} steps) and copy: lower collect_interval_steps"
         ]
     return []
+
+
+def _too_few_fractions(config: GrowthConfig, depth: int) -> str | None:
+    """Fixed times lead to the planned depth only if there are as many as growths."""
+    if config.trigger != "fixed" or config.max_layers is None:
+        return None
+    depths = depth_schedule(config, depth, final_depth=planned_depth(config, depth))
+    growths = len(config.growth_fractions)
+    if len(depths) <= growths:
+        return None
+    return (
+        f"growth_fractions names {growths} time(s), at which {depth} layers become {depths[growths - 1]}, "
+        f"not the planned {depths[-1]}: give {len(depths)} fractions, or the depths by grow_to"
+    )
 
 
 def relative_improvement(eval_losses: tuple[float, ...], patience: int) -> float | None:

@@ -239,10 +239,12 @@ _RECOMMENDED: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     **GROWTH_PRESETS,
     "recommended": _RECOMMENDED,
-    # The recommended recipe, shorter: two CPU cores train it, baseline included, within minutes. tau and
-    # kappa grow with the time between snapshots, so a shorter interval takes lower thresholds.
+    # The geometric trigger at work, shorter: two CPU cores train it, baseline included, within minutes.
+    # tau and kappa grow with the time between snapshots, so a shorter interval takes lower thresholds.
     "demo": {
         **_RECOMMENDED,
+        "trigger": "geometric",
+        "init": "geometric",
         "vocab_size": 2048,
         "max_steps": 480,
         "batch_size": 12,

@@ -201,7 +201,7 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
         else:
             _open_folder(config, data, run_dir)
         _describe_data(display, data)
-        for message in growth_warnings(config, total_steps=planned_steps(config, data)):
+        for message in growth_warnings(config, total_steps=planned_steps(config, data), depth=config.n_layer):
             display.message(f"warning: {message}")
         emit = _emitter(display)
         grown = ArmResult.read(run_dir) or _grown(config, data, run_dir, resume, emit)
