@@ -1,6 +1,6 @@
 """Training speed on a GPU: against a plain loop, and of GPT-2 124M's shape.
 
-    python benchmarks/throughput.py --data DIR [--probe LOOP.py] [--steps 300] [--out RESULT.json]
+    python benchmarks/throughput.py --data DIR [--probe LOOP.py] [--steps 800] [--out RESULT.json]
 
 DIR holds train.bin and val.bin (uint16 tokens). Each figure is training seconds without evaluations,
 checkpoints and compiling (a short run of the same shapes goes first), and the median of `--repeats`.
@@ -146,7 +146,8 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--probe", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--optimizers", nargs="+", default=["adamw", "muon"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--commit", default=None, help="where the tree is no git checkout")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/throughput.json"))
@@ -160,7 +161,7 @@ def main() -> None:
         "seed": 0,
         "grown": [],
     }
-    for optimizer in ("adamw", "muon"):
+    for optimizer in arguments.optimizers:
         result["grown"].append(grown(data, arguments.probe, steps, repeats, optimizer))
         arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     result["gpt2"] = gpt2(data, 60, repeats)

@@ -43,12 +43,8 @@ def train(path: Path, graphs: bool, *, resume: bool = False, **settings: Any) ->
 
 
 @on_cuda
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_cuda_graphs_train_as_kernels_launched_one_by_one(tmp_path: Path, accumulation: int) -> None:
-    settings: dict[str, Any] = {
-        "gradient_accumulation_steps": accumulation,
-        "per_device_eval_batch_size": 3,
-    }  # 8 = 3 + 3 + 2
+def test_cuda_graphs_train_as_kernels_launched_one_by_one(tmp_path: Path) -> None:
+    settings = {"per_device_eval_batch_size": 3}  # of 8: batches of two shapes
     plain, without = train(tmp_path / "plain", graphs=False, **settings)
     replayed, with_graphs = train(tmp_path / "graphs", graphs=True, **settings)
     assert with_graphs.depth == without.depth == 8
@@ -144,3 +140,15 @@ def test_cuda_graphs_are_refused_where_they_do_nothing(tmp_path: Path) -> None:
         fit(trainer, GrowthConfig(trigger="never"), compile=True, cuda_graphs=True)
     with pytest.raises(ValueError, match="compile=False"):
         check_cuda_graphs(trainer, compiled=False)
+
+
+@on_cuda
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"gradient_accumulation_steps": 2}, "accumulat"), ({"gradient_checkpointing": True}, "checkpointing")],
+)
+def test_cuda_graphs_are_refused_where_they_would_go_wrong(
+    tmp_path: Path, settings: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        check_cuda_graphs(tiny_trainer(tmp_path, **OPTIONS, **settings), compiled=True)

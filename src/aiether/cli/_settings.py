@@ -49,7 +49,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "device": "auto takes CUDA, then MPS, then the CPU.",
         "bf16": "Mixed precision in bfloat16.",
         "compile": "Compile block by block.",
-        "cuda_graphs": "With compile, on CUDA: replay each block as a CUDA graph.",
+        "cuda_graphs": "With compile, on CUDA, without accumulation: replay each block as a CUDA graph.",
         "baseline": "static: afterwards train the final depth from the start, for the same FLOPs.",
     },
     "records": {

@@ -25,17 +25,34 @@ Storage = Literal["device", "host", "disk"]
 
 
 @dataclass
-class _Ring:
-    """The window of one tensor: snapshot number c (counted from the first ever) lies in row c mod S."""
+class _Block:
+    """The windows of the tensors of one size whose rows lie together (`_together`), else of one tensor."""
 
-    rows: Tensor  # (S, P)
-    shape: torch.Size
-    # (S, S) float64 by row: products of the velocities that end in these rows. A velocity keeps its row for
-    # as long as it is in the window, so each product is computed at one place by one call, and its bits
-    # depend neither on when it was asked for nor on what else the window holds.
+    rows: Tensor  # (N, S, P): snapshot number c (counted from the first ever) lies in row c mod S
+    # (N, S, S) float64 by row: products of the velocities that end in these rows. A velocity keeps its row
+    # for as long as it is in the window, so each product is computed at one place by one call, and its bits
+    # (on a CPU) depend neither on when it was asked for nor on what else the window holds.
     gram: Tensor
+
+
+@dataclass
+class _Ring:
+    """The window of one tensor: its place in a block."""
+
+    block: _Block
+    index: int
+    shape: torch.Size
     num_computed: int = field(default=1)  # velocities that end in a snapshot below this number are in `gram`
-    block: Tensor | None = None  # (N, S, P): the rows of all tensors of this size, where they lie together
+
+    @property
+    def rows(self) -> Tensor:
+        """(S, P)."""
+        return self.block.rows[self.index]
+
+    @property
+    def gram(self) -> Tensor:
+        """(S, S)."""
+        return self.block.gram[self.index]
 
 
 class Trajectory:
@@ -111,7 +128,8 @@ class Trajectory:
             # Forgotten before its memory is reused: an interrupt in the copying then leaves a valid window.
             del self._steps[0]
         row = self._count % self.window_size
-        places = [self._rings[name].rows[row].view(self._rings[name].shape) for name in values]
+        rings = [self._rings[name] for name in values]
+        places = [ring.block.rows[ring.index, row].view(ring.shape) for ring in rings]
         # On a GPU a few launches, not one a tensor.
         torch._foreach_copy_(places, list(values.values()))  # pyright: ignore[reportPrivateImportUsage]
         self._steps.append(step)
@@ -130,11 +148,15 @@ class Trajectory:
         selected = [names] if isinstance(names, str) else list(dict.fromkeys(names))
         if not selected:
             raise ValueError(f"no names given: name one or more of {self._known()}")
-        total = torch.zeros(self.window_size, self.window_size, dtype=torch.float64)
         rings = [self._ring(name) for name in selected]
         self._complete(rings)
-        for ring in rings:
-            total += ring.gram
+        total = torch.zeros(self.window_size, self.window_size, dtype=torch.float64)
+        for block, members in _by_block(rings):
+            if len(members) == len(block.gram):
+                total += block.gram.sum(dim=0)
+            else:
+                for ring in members:
+                    total += ring.gram
         index = [number % self.window_size for number in self._velocities()]
         return total[index][:, index]
 
@@ -218,40 +240,36 @@ class Trajectory:
     def _complete(self, rings: Sequence[_Ring]) -> None:
         """Compute the Gram rows of the velocities that arrived since the last call."""
         num_filled = min(self._count, self.window_size)
-        computed: list[tuple[list[_Ring], list[int], Tensor]] = []
-        for members, rows, ends in self._due(rings):
+        computed: list[tuple[Tensor, list[int], Tensor]] = []
+        for rows, gram, ends in self._due(rings):
             device = compute_device(rows)
             with one_thread(device):
-                computed.append((members, ends, _products(rows, num_filled, ends, self._workspace(device))))
+                computed.append((gram, ends, _products(rows, num_filled, ends, self._workspace(device))))
         # Every tensor is under way before the first is waited for.
-        for members, ends, products in computed:
-            for ring, own_products in zip(members, products.cpu(), strict=True):
-                for own, row in zip(ends, own_products, strict=True):
-                    # Whole, though some entries belong to no velocity of the window: those are written again
-                    # before a velocity that they belong to is in it.
-                    ring.gram[own] = row
-                    ring.gram[:, own] = row
-                ring.num_computed = self._count
-
-    def _due(self, rings: Sequence[_Ring]) -> Iterator[tuple[list[_Ring], Tensor, list[int]]]:
-        """What has to be computed: rings, their rows (N, S, P), and the rows in which velocities arrived.
-
-        Rings whose rows lie together are taken together if all of them are asked for.
-        """
-        together: dict[tuple[int, int], list[_Ring]] = {}
+        for gram, ends, products in computed:
+            for own, row in zip(ends, products.cpu().unbind(dim=1), strict=True):
+                # Whole, though some entries belong to no velocity of the window: those are written again
+                # before a velocity that they belong to is in it.
+                gram[:, own] = row
+                gram[:, :, own] = row
         for ring in rings:
-            if ring.num_computed < self._count:
-                key = (id(ring if ring.block is None else ring.block), ring.num_computed)
-                together.setdefault(key, []).append(ring)
-        for (_, num_computed), members in together.items():
-            ends = [n % self.window_size for n in self._velocities() if n >= num_computed]
-            block = members[0].block
-            if not ends:
-                continue
-            if block is not None and len(block) == len(members):
-                yield sorted(members, key=lambda ring: ring.rows.storage_offset()), block, ends
+            ring.num_computed = self._count
+
+    def _due(self, rings: Sequence[_Ring]) -> Iterator[tuple[Tensor, Tensor, list[int]]]:
+        """What has to be computed: rows (N, S, P), their Gram matrices, the rows in which velocities arrived.
+
+        A block is taken whole if all of it is asked for.
+        """
+        for block, members in _by_block(rings):
+            starts = {ring.num_computed for ring in members}
+            if len(members) == len(block.rows) and len(starts) == 1:
+                parts = [(block.rows, block.gram, starts.pop())]
             else:
-                yield from (([ring], ring.rows[None], ends) for ring in members)
+                parts = [(ring.rows[None], ring.gram[None], ring.num_computed) for ring in members]
+            for rows, gram, start in parts:
+                ends = [n % self.window_size for n in self._velocities() if n >= start]
+                if ends:
+                    yield rows, gram, ends
 
     def _workspace(self, device: torch.device) -> Tensor:
         if device not in self._work:
@@ -260,26 +278,22 @@ class Trajectory:
         return self._work[device]
 
     def _new_rings(self, values: Mapping[str, Tensor]) -> dict[str, _Ring]:
-        if self.storage != "device":
-            return {
-                name: self._new_ring(value.shape, self._allocate(value)) for name, value in values.items()
-            }
         rings: dict[str, _Ring] = {}
-        for members in _of_one_size(values):
-            like = values[members[0]]
-            if _together(like.device):
-                size = (len(members), self.window_size, like.numel())
-                blocks = [torch.empty(size, dtype=like.dtype, device=like.device)]
+        for names in _of_one_size(values):
+            like = values[names[0]]
+            if self.storage == "device" and _together(like.device):
+                size = (len(names), self.window_size, like.numel())
+                blocks = [self._new_block(torch.empty(size, dtype=like.dtype, device=like.device))]
             else:
-                blocks = [self._allocate(values[name])[None] for name in members]
-            for name, rows in zip(members, (rows for block in blocks for rows in block), strict=True):
-                block = blocks[0] if len(blocks) == 1 else None
-                rings[name] = self._new_ring(values[name].shape, rows, block)
+                blocks = [self._new_block(self._allocate(values[name])[None]) for name in names]
+            places = [(block, index) for block in blocks for index in range(len(block.rows))]
+            for name, (block, index) in zip(names, places, strict=True):
+                rings[name] = _Ring(block, index, values[name].shape)
         return {name: rings[name] for name in values}
 
-    def _new_ring(self, shape: torch.Size, rows: Tensor, block: Tensor | None = None) -> _Ring:
-        gram = torch.zeros(self.window_size, self.window_size, dtype=torch.float64)
-        return _Ring(rows=rows, shape=shape, gram=gram, block=block)
+    def _new_block(self, rows: Tensor) -> _Block:
+        size = (len(rows), self.window_size, self.window_size)
+        return _Block(rows, torch.zeros(size, dtype=torch.float64))
 
     def _allocate(self, value: Tensor) -> Tensor:
         size = (self.window_size, value.numel())
@@ -297,7 +311,7 @@ class Trajectory:
             )
         for name, value in values.items():
             ring = self._rings[name]
-            if value.shape != ring.shape or value.dtype != ring.rows.dtype:
+            if value.shape != ring.shape or value.dtype != ring.block.rows.dtype:
                 raise ValueError(
                     f"{name} is {tuple(value.shape)} {value.dtype}, but its history is "
                     f"{tuple(ring.shape)} {ring.rows.dtype}: clear() the trajectory after changing a tensor"
@@ -326,21 +340,38 @@ def _products(rows: Tensor, num_filled: int, ends: Sequence[int], work: Tensor) 
         some = rows[first : first + work.shape[2]]
         for start, stop in chunks(num_elements, longest):
             size = (len(some), num_rows, stop - start)
-            position, velocity = (part.flatten()[: math.prod(size)].view(size) for part in work)
-            source = some[:, :num_filled, start:stop]
-            position[:, :num_filled].copy_(source if source.device.type != "mps" else source.to(work.device))
-            torch.sub(position[:, 1:], position[:, :-1], out=velocity[:, 1:])
-            torch.sub(position[:, 0], position[:, -1], out=velocity[:, 0])
-            for index, end in enumerate(ends):
-                products[first : first + len(some), index] += _times(velocity, end)
+            velocity = _velocities(some[:, :, start:stop], num_filled, work, size)
+            products[first : first + len(some)] += _times(velocity, ends)
     return products
 
 
-def _times(velocity: Tensor, end: int) -> Tensor:
-    """(N, S): each of the N tensors' velocities (S, n) times the one that ends in row `end`."""
-    if len(velocity) == 1:
-        return torch.mv(velocity[0], velocity[0, end])[None]
-    return torch.bmm(velocity, velocity[:, end, :, None])[:, :, 0]
+def _velocities(source: Tensor, num_filled: int, work: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """(N, S, n) float64 in the buffer: row by row what arrived with it, also over the ring's seam."""
+    position, velocity = (part.flatten()[: math.prod(size)].view(size) for part in work)
+    filled = source[:, :num_filled]
+    if source.device == work.device and source.device.type != "cpu":  # bound by memory: one pass less
+        velocity[:, :num_filled].copy_(filled)
+        velocity[:, 1:num_filled].sub_(filled[:, :-1])
+        velocity[:, 0].sub_(filled[:, -1])
+        return velocity
+    position[:, :num_filled].copy_(filled if source.device.type != "mps" else filled.to(work.device))
+    torch.sub(position[:, 1:], position[:, :-1], out=velocity[:, 1:])
+    torch.sub(position[:, 0], position[:, -1], out=velocity[:, 0])
+    return velocity
+
+
+def _times(velocity: Tensor, ends: Sequence[int]) -> Tensor:
+    """(N, E, S): each of the N tensors' velocities (S, n) times those that end in the rows `ends`."""
+    if velocity.device.type == "cpu":  # one call each, so that the bits do not depend on what came with it
+        return torch.stack([torch.stack([torch.mv(own, own[end]) for end in ends]) for own in velocity])
+    return torch.bmm(velocity[:, list(ends)], velocity.transpose(1, 2))
+
+
+def _by_block(rings: Sequence[_Ring]) -> list[tuple[_Block, list[_Ring]]]:
+    blocks: dict[int, tuple[_Block, list[_Ring]]] = {}
+    for ring in rings:
+        blocks.setdefault(id(ring.block), (ring.block, []))[1].append(ring)
+    return list(blocks.values())
 
 
 def _together(device: torch.device) -> bool:

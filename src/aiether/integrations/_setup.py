@@ -48,6 +48,11 @@ def check_cuda_graphs(trainer: Trainer, compiled: bool) -> None:
             "cuda_graphs=True cannot run blocks a second time in the backward pass: set it to False, or "
             "gradient_checkpointing=False"
         )
+    if trainer.args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            "cuda_graphs=True cannot accumulate gradients, which lie in memory that the next forward pass takes "
+            "again: set it to False, or gradient_accumulation_steps=1"
+        )
 
 
 def refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:

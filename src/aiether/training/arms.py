@@ -97,6 +97,12 @@ def check_final_depth(config: TrainConfig, data: PackedData, device: torch.devic
     check_memory(new_model(config, data, config.n_layer), config, work, device)
 
 
+def _replays_graphs(config: TrainConfig, device: str) -> bool:
+    """Whether blocks run as CUDA graphs: where they can, unless the user says no."""
+    one_pass = config.gradient_accumulation_steps == 1
+    return config.cuda_graphs and config.compile and device == "cuda" and one_pass
+
+
 def run_arm(
     name: str,
     config: TrainConfig,
@@ -137,7 +143,7 @@ def run_arm(
             resume=resume,
             observers=[recorder],
             compile=config.compile,
-            cuda_graphs=config.compile and config.cuda_graphs and trainer.args.device.type == "cuda",
+            cuda_graphs=_replays_graphs(config, trainer.args.device.type),
             on_nan=config.on_nan,
             max_skipped_steps=config.max_skipped_steps,
         )
