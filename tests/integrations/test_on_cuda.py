@@ -44,7 +44,7 @@ def train(path: Path, graphs: bool, *, resume: bool = False, **settings: Any) ->
 
 @on_cuda
 def test_cuda_graphs_train_as_kernels_launched_one_by_one(tmp_path: Path) -> None:
-    settings = {"per_device_eval_batch_size": 3}  # of 8: batches of two shapes
+    settings: dict[str, Any] = {"per_device_eval_batch_size": 3}  # of 8: batches of two shapes
     plain, without = train(tmp_path / "plain", graphs=False, **settings)
     replayed, with_graphs = train(tmp_path / "graphs", graphs=True, **settings)
     assert with_graphs.depth == without.depth == 8
