@@ -50,8 +50,8 @@ def check_cuda_graphs(trainer: Trainer, compiled: bool) -> None:
         )
     if trainer.args.gradient_accumulation_steps > 1:
         raise ValueError(
-            "cuda_graphs=True cannot accumulate gradients: the next forward pass takes their memory again. Set it "
-            "to False, or gradient_accumulation_steps=1"
+            "cuda_graphs=True cannot accumulate gradients: the next forward pass takes their memory again; "
+            "set it to False, or gradient_accumulation_steps=1"
         )
 
 
