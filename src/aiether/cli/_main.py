@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model that grows when the geometry of its weights says so, or resume a run",
     "generate": "continue a prompt with the model of a run or of any Hugging Face folder",
     "report": "write a run's report.html anew",
+    "triggers": "when each trigger would have grown a recorded run, and thresholds from its own history",
 }
 """Each command is the module `aiether.cli.<name>` with `run(arguments) -> exit status`."""
 
