@@ -77,10 +77,9 @@ def migrate(
     """Grow a training state by `plan`; the input is not modified.
 
     Old tensors and moments are the same objects under their new names (no copy, so ties between names hold);
-    new tensors are fresh storage with their source's dtype and device, except those that layers share, with
-    each other or with the rest of the model: a new layer shares them too. What is drawn depends only on
-    `seed`, `state.step` and the new layer's index. `plan.init` chooses the initialiser, `growth` its
-    settings.
+    new tensors are fresh storage with their source's dtype and device, but what layers share, a new layer
+    shares too. What is drawn depends only on `seed`, `state.step` and the new layer's index. `plan.init`
+    chooses the initialiser, `growth` its settings.
 
     Raises
     ------
@@ -96,16 +95,17 @@ def migrate(
     tensor_metrics: dict[str, Metrics] = {}
     for layer in plan.new_layers:
         origin = plan.layers[layer]
+        own = blocks[origin.source]
         source = BlockSource(
             layer=origin.source,
-            tensors={suffix: state.tensors[name] for suffix, name in blocks[origin.source].items()},
+            tensors={suffix: state.tensors[name] for suffix, name in own.items()},
             trajectory=trajectory,
             family=family,
             config=state.config,
             final_depth=final_depth,
             generator=layer_generator(seed, state.step, layer),
             growth=replace(growth, **origin.gains),
-            shared=frozenset(suffix for suffix, name in blocks[origin.source].items() if name in shared),
+            shared=frozenset(suffix for suffix, name in own.items() if name in shared),
         )
         made[layer], metrics = _make_block(source, plan.init)
         tensor_metrics |= {family.name(layer, suffix): entry for suffix, entry in metrics.items()}
