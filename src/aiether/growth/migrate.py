@@ -84,8 +84,7 @@ def migrate(
     Raises
     ------
     ValueError
-        If the plan, the configuration and the tensors do not agree on the depth, the list of blocks cannot be
-        found, or `zero` cannot keep the function.
+        If plan, configuration and tensors disagree on the depth, no blocks are found, or `zero` cannot hold.
     """
     family = training_family(state)
     blocks = block_tensors(state.tensors, family)
@@ -94,8 +93,7 @@ def migrate(
     made: dict[int, dict[str, Tensor]] = {}
     tensor_metrics: dict[str, Metrics] = {}
     for layer in plan.new_layers:
-        origin = plan.layers[layer]
-        own = blocks[origin.source]
+        own = blocks[(origin := plan.layers[layer]).source]
         source = BlockSource(
             layer=origin.source,
             tensors={suffix: state.tensors[name] for suffix, name in own.items()},
