@@ -7,8 +7,8 @@ blocks of 100 steps (5 snapshots and 2 evaluations), one of them takes snapshots
 other does neither; in the next block they change places. Within a block they take turns inside one process, a
 step each, since the speed of a shared machine drifts within seconds. Two runs that do exactly the same differ
 by up to 3 % for as long as they live (their memory lies elsewhere): that each of them watches in every second
-block takes this out. Every 20 steps give log(seconds of the first / seconds of the second); the overhead is half
-the difference between the blocks in which the first watches and those in which the second does.
+block takes this out. Every 20 steps give log(seconds of the first / seconds of the second); the overhead is
+half the difference between the blocks in which the first watches and those in which the second does.
 
 On a CPU processor seconds of one thread are compared, on a GPU wall-clock seconds between two
 synchronisations. The time inside the watching calls alone is measured too.
