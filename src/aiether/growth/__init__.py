@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .config import GrowthConfig
+from .config import GrowthConfig, LrPolicy, Moments
 from .controller import GrowthController
 from .families import FAMILIES, Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, initialise_output_projections
 from .lineage import LayerRecord, Lineage
+from .lr_policy import LrFactors, lr_factors
 from .matching import check_blocks_match, index_attributes
 from .migrate import Migration, TrainingState, grow_config, migrate, renames, training_family
 from .plan import (
@@ -48,7 +49,10 @@ __all__ = [
     "LayerOrigin",
     "LayerRecord",
     "Lineage",
+    "LrFactors",
+    "LrPolicy",
     "Migration",
+    "Moments",
     "Observation",
     "Phases",
     "PlanPlacement",
@@ -65,6 +69,7 @@ __all__ = [
     "growth_warnings",
     "index_attributes",
     "initialise_output_projections",
+    "lr_factors",
     "migrate",
     "next_depth",
     "plan_growth",

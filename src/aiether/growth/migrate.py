@@ -17,10 +17,9 @@ from ..geometry import Trajectory
 from .config import GrowthConfig, Initialiser
 from .families import Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, Metrics
+from .moments import ParameterMoments, new_moments
 from .plan import GrowthPlan
 from .structure import written_out
-
-ParameterMoments = dict[str, Tensor | float | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,16 +230,9 @@ def _grow_moments(
             continue
         result[own] = dict(moments[name])
         for fresh in new:
-            result[fresh] = {
-                key: _new_moment(value, copy=growth.moments == "copy") for key, value in moments[name].items()
-            }
+            if entries := new_moments(moments[name], growth.moments):
+                result[fresh] = entries
     return result
-
-
-def _new_moment(value: Tensor | float | int, *, copy: bool) -> Tensor | float | int:
-    if isinstance(value, Tensor):
-        return value.detach().clone() if copy else torch.zeros_like(value)
-    return value if copy else type(value)(0)
 
 
 def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> dict[str, Any]:
