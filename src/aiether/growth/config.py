@@ -67,8 +67,8 @@ class GrowthConfig:
     init, noise: the initialiser, and the relative norm of the noise for `noise`.
     beta0 .. escape: the extrapolator's settings (`aiether.geometry.Extrapolator`).
     moments: optimizer moments of new tensors start at zero, are copied from their source, or all are dropped.
-    lr_policy: what the learning rate does after a growth: goes on `unchanged`, rises anew for new tensors or for
-        all (`rewarm_new`, `rewarm_all`), or the schedule starts again over the steps that are left (`restart`).
+    lr_policy: what the learning rate does after a growth: goes on `unchanged`, rises anew for new tensors or
+        for all (`rewarm_new`, `rewarm_all`), or its schedule starts again over the steps left (`restart`).
     rewarm_steps: optimizer steps of a re-warm.
     protocol: `report` freezes, warms the new layers up alone, unfreezes and restarts the schedule.
     isolated_warmup_steps, isolated_lr_scale: length of that warm-up and its learning rate factor.

@@ -11,41 +11,23 @@ from .config import Moments
 
 ParameterMoments = dict[str, Tensor | float | int]
 
-STARTS_AT_ZERO = frozenset(
-    {
-        "step",
-        "exp_avg",
-        "exp_avg_sq",
-        "max_exp_avg_sq",
-        "exp_inf",
-        "exp_avg_sq_row",
-        "exp_avg_sq_col",
-        "RMS",
-        "momentum_buffer",
-        "row_var",
-        "col_var",
-        "variance",
-        "square_avg",
-        "grad_avg",
-        "acc_delta",
-    }
-)
-"""Entries that are zero before an optimizer's first step: those of Adam and its kin, Muon, SGD, Adafactor,
-RMSprop, Adadelta. Others start elsewhere (NAdam's `mu_product` at one)."""
+NOT_FROM_ZERO = frozenset({"mu_product", "mu", "eta", "step_size", "sum", "z"})
+"""Entries that are not zero before an optimizer's first step: NAdam's, ASGD's, Rprop's and Adagrad's, and the
+averaged weights of schedule-free optimizers."""
 
 
 def new_moments(source: Mapping[str, Tensor | float | int], moments: Moments) -> ParameterMoments:
     """The state of a new tensor whose source has the state `source`.
 
-    `zero` gives zeros, or no entries at all where one of them does not start at zero: the optimizer then begins
-    as it does with any tensor that it has not seen. `copy` gives copies, `reset` nothing.
+    `zero` gives zeros, or no entries at all where one of them does not start at zero: the optimizer then
+    begins as it does with any tensor that it has not seen. `copy` gives copies, `reset` nothing.
     """
     if moments == "copy":
         return {
             key: value.detach().clone() if isinstance(value, Tensor) else value
             for key, value in source.items()
         }
-    if moments == "reset" or not source.keys() <= STARTS_AT_ZERO:
+    if moments == "reset" or source.keys() & NOT_FROM_ZERO:
         return {}
     return {
         key: torch.zeros_like(value) if isinstance(value, Tensor) else type(value)(0)

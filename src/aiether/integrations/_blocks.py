@@ -44,11 +44,13 @@ def block_list(model: nn.Module, family: Family) -> nn.Module:
         container = model.get_submodule(family.blocks)
     except AttributeError as error:
         raise ValueError(
-            f"the model has no block list {family.blocks!r}: pass the bare model (unwrap it first), or register "
-            "its family in aiether.growth.FAMILIES"
+            f"the model has no block list {family.blocks!r}: pass the bare model (unwrap it first), or "
+            "register its family in aiether.growth.FAMILIES"
         ) from error
     if list(container._modules) != [str(index) for index in range(len(container._modules))]:
-        raise ValueError(f"{family.blocks!r} is no list of blocks: its children are {list(container._modules)}")
+        raise ValueError(
+            f"{family.blocks!r} is no list of blocks: its children are {list(container._modules)}"
+        )
     return container
 
 
@@ -92,8 +94,8 @@ def _copy_block(source: nn.Module, tensors: Mapping[str, Tensor], shared: dict[i
         block = copy.deepcopy(source, memo)
     except Exception as error:
         raise ValueError(
-            f"a block of class {type(source).__name__} cannot be copied ({error}): remove what was attached to "
-            "it (old-style weight_norm, open files), grow, and attach it again"
+            f"a block of class {type(source).__name__} cannot be copied ({error}): remove what was attached "
+            "to it (old-style weight_norm, open files), grow, and attach it again"
         ) from error
     return block
 
@@ -114,7 +116,7 @@ def _new_parameter(
             )
         return parameter
     new = nn.Parameter(tensors[suffix], requires_grad=parameter.requires_grad)
-    new.__dict__.update(parameter.__dict__)  # marks that optimizers read, such as "no weight decay"
+    vars(new).update(vars(parameter))  # marks that optimizers read, such as "no weight decay"
     return new
 
 

@@ -65,8 +65,8 @@ def grow(
 ) -> GrowthReport:
     """Grow a live model in place, between an optimizer step and the next backward pass.
 
-    `model`, `optimizer` and `scheduler` stay the same objects, old tensors and their moments the same tensors;
-    new tensors join the param groups of their sources. If anything fails, all of them are as before.
+    `model`, `optimizer` and `scheduler` stay the same objects, old tensors and their moments the same
+    tensors; new tensors join the param groups of their sources. If anything fails, all are as before.
 
     Parameters
     ----------
@@ -99,8 +99,8 @@ def grow(
     Raises
     ------
     ValueError
-        If this model, optimizer or scheduler cannot be grown in place, the plan does not fit, or gradients are
-        pending; the message says what to do.
+        If this model, optimizer or scheduler cannot be grown in place, the plan does not fit, or gradients
+        are pending; the message says what to do.
     GrowthError
         If a trainable tensor is in no optimizer, or the grown model is not what its configuration describes.
     """
@@ -189,8 +189,7 @@ def grow_live(
         )
         if config is not None:
             install_config(undo, config, state.config, migration.state.config)
-        new_of = {old: names[1:] for old, names in renames(names_before.values(), plan, family).items()}
-        tensors = GrownTensors(names_before, dict(model.named_parameters()), new_of)
+        tensors = _grown_tensors(model, names_before, renames(names_before.values(), plan, family))
         groups = [
             change
             for index, optimizer in enumerate(optimizers)
@@ -230,6 +229,15 @@ def grow_live(
     )
 
 
+def _grown_tensors(
+    model: nn.Module, names_before: dict[int, str], new_names: dict[str, tuple[str, ...]]
+) -> GrownTensors:
+    parameters = dict(model.named_parameters())
+    made = {name for name, p in parameters.items() if id(p) not in names_before}  # tied ones are not made
+    new_of = {old: [new for new in names[1:] if new in made] for old, names in new_names.items()}
+    return GrownTensors(names_before, parameters, new_of)
+
+
 def _check_before(
     model: nn.Module,
     family: Family,
@@ -246,7 +254,7 @@ def _check_before(
     for scheduler in schedulers:
         if getattr(scheduler, "optimizer", None) not in optimizers:
             raise ValueError(
-                f"the {type(scheduler).__name__} does not drive the optimizer that was given: give the optimizer "
+                f"the {type(scheduler).__name__} does not drive the optimizer that was given: give the one "
                 "that it was built with"
             )
     if settings.lr_policy != "unchanged" and not optimizers:
@@ -274,15 +282,19 @@ def _notes_before(
     held = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     foreign = [p for p in held if id(p) not in names_before]
     if foreign:
-        notes.append(f"the optimizers also hold {len(foreign)} tensors that are not this model's: left as they are")
+        notes.append(
+            f"the optimizers also hold {len(foreign)} tensors that are not this model's: left as they are"
+        )
     if not all(is_ordered(g["params"], place) for optimizer in optimizers for g in optimizer.param_groups):
         notes.append(
-            "a param group is not in the model's order: an optimizer built anew over the grown model may have "
-            "another order, and torch loads saved states by position"
+            "a param group is not in the model's order: an optimizer built anew over the grown model may "
+            "have another order, and torch loads saved states by position"
         )
     hooks = sum(count_hooks(sources[plan.layers[layer].source]) for layer in plan.new_layers)
     if hooks:
-        notes.append(f"{hooks} hooks of source blocks were not copied: register them on the new blocks if needed")
+        notes.append(
+            f"{hooks} hooks of source blocks were not copied: register them on the new blocks if needed"
+        )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         notes.append("in a process group: wrap the model again (DistributedDataParallel) on every rank")
     return notes

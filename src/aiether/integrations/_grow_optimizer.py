@@ -33,7 +33,7 @@ class GroupChange:
 
 
 def unwrap_optimizers(optimizer: Any) -> list[Optimizer]:
-    """The torch optimizers in what the user gave: one, several, none, or Accelerate's and Lightning's wrappers.
+    """The torch optimizers that a user gave: one, several or none, also wrapped by Accelerate or Lightning.
 
     Raises
     ------
@@ -45,7 +45,9 @@ def unwrap_optimizers(optimizer: Any) -> list[Optimizer]:
     for one in given:
         inner = getattr(one, "optimizer", one)
         if not isinstance(inner, Optimizer):
-            raise ValueError(f"optimizer is a {type(one).__name__}: give a torch.optim.Optimizer, or a list of them")
+            raise ValueError(
+                f"optimizer is a {type(one).__name__}: give a torch.optim.Optimizer, or a list of them"
+            )
         _check_growable(inner)
         found.append(inner)
     return found
@@ -58,7 +60,9 @@ def _check_growable(optimizer: Optimizer) -> None:
     for attribute, value in vars(optimizer).items():
         if attribute in ("param_groups", "state", "defaults"):
             continue
-        items = list(value.values() if isinstance(value, Mapping) else value) if _is_container(value) else [value]
+        items = (
+            list(value.values() if isinstance(value, Mapping) else value) if _is_container(value) else [value]
+        )
         if any(isinstance(item, Tensor) and id(item) in held for item in items):
             raise ValueError(
                 f"{name} keeps its tensors in {attribute!r} as well as in its groups, so it cannot take new "
@@ -94,8 +98,9 @@ def check_covers(model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
     missing = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in known]
     if missing:
         raise GrowthError(
-            f"{len(missing)} trainable tensors are in none of the optimizers, first {missing[0]!r}: they would "
-            "never train; give all optimizers of the model, or freeze the tensors with requires_grad_(False)"
+            f"{len(missing)} trainable tensors are in none of the optimizers, first {missing[0]!r}: they "
+            "would never train; give all optimizers of the model, or freeze the tensors with "
+            "requires_grad_(False)"
         )
     if len(known) != len(held):
         raise GrowthError("a tensor is in the optimizers twice: it would be stepped twice")
@@ -140,6 +145,7 @@ class GrownTensors:
         """By id, a parameter's place in the grown model's order."""
         return self._place  # type: ignore[attr-defined]
 
+
 def grow_optimizer(
     undo: ExitStack,
     index: int,
@@ -172,7 +178,9 @@ def grow_optimizer(
             if name is None or not (is_new or choice == "reset"):
                 continue
             optimizer.state.pop(parameter, None)
-            if entries := _starting_state(optimizer, group, parameter, moments.get(name, {}) if is_new else {}):
+            if entries := _starting_state(
+                optimizer, group, parameter, moments.get(name, {}) if is_new else {}
+            ):
                 optimizer.state[parameter] = entries
     return changes
 
@@ -232,7 +240,7 @@ def grow_group(old: Sequence[nn.Parameter], tensors: GrownTensors) -> list[nn.Pa
 
 
 def is_ordered(params: Iterable[Tensor], place: Mapping[int, int]) -> bool:
-    """Whether tensors come in the order that `place` gives by their ids; those without a place do not count."""
+    """Whether tensors come in the order that `place` gives by their ids; those without one do not count."""
     places = [place[id(p)] for p in params if id(p) in place]
     return places == sorted(places)
 

@@ -25,7 +25,7 @@ class FunctionChange:
 
     Attributes
     ----------
-    gap: mean over the batch's positions of the squared distance between the outputs (logits), E|f_new - f_old|^2.
+    gap: E|f_new - f_old|^2, the squared distance of the outputs (logits), mean over the batch's positions.
     relative_gap: the gap over E|f_old|^2.
     loss_before, loss_after: the model's loss (mean, nats for a language model); None where it gives none.
     """
@@ -51,7 +51,7 @@ class GrowthReport:
     tensor_metrics: by name of a new tensor, what its initialiser measured.
     notes: what the user should know and growth could not decide.
     seconds: wall-clock time, measurements included.
-    rewarm: the re-warm that is under way; None for the other policies. Save its `state_dict()` with a checkpoint.
+    rewarm: the re-warm that is under way, whose `state_dict()` belongs in a checkpoint; else None.
     """
 
     plan: GrowthPlan
@@ -91,7 +91,9 @@ class GrowthReport:
         warm = f" over {self.rewarm_steps} steps" if self.lr_policy.startswith("rewarm") else ""
         lines.append(f"moments of new tensors: {self.moments}; learning rate: {self.lr_policy}{warm}")
         if self.function is not None:
-            lines.append(f"function gap {self.function.gap:.4g} ({self.function.relative_gap:.2%} of the output)")
+            lines.append(
+                f"function gap {self.function.gap:.4g} ({self.function.relative_gap:.2%} of the output)"
+            )
             if self.function.loss_before is not None and self.function.loss_after is not None:
                 lines.append(f"loss {self.function.loss_before:.4f} -> {self.function.loss_after:.4f}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
@@ -143,10 +145,14 @@ def _first_tensor(output: Any) -> Tensor:
         value = getattr(output, name, None)
         if isinstance(value, Tensor):
             return value
-    for value in output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ():
+    for value in (
+        output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+    ):
         if isinstance(value, Tensor) and value.ndim > 0:
             return value
-    raise ValueError(f"the model returned {type(output).__name__}, in which no output tensor was found: leave batch out")
+    raise ValueError(
+        f"the model returned {type(output).__name__}, in which no output tensor was found: leave batch out"
+    )
 
 
 def function_change(before: Measured, after: Measured) -> FunctionChange:

@@ -142,8 +142,8 @@ def check_rewarm(policy: LrPolicy, optimizers: Iterable[Optimizer]) -> None:
     for optimizer in optimizers:
         if any(group.get("lr") is None or group.get("relative_step") for group in optimizer.param_groups):
             raise ValueError(
-                f"lr_policy='rewarm_all' scales the learning rate, and {type(optimizer).__name__} makes its own: "
-                "use 'rewarm_new' or 'unchanged', or give it an lr with relative_step=False"
+                f"lr_policy='rewarm_all' scales the learning rate, and {type(optimizer).__name__} makes its "
+                "own: use 'rewarm_new' or 'unchanged', or give it an lr with relative_step=False"
             )
 
 
@@ -159,8 +159,8 @@ def restart_scheduler(undo: ExitStack, scheduler: Any) -> None:
         scheduler, ReduceLROnPlateau | SequentialLR | ChainedScheduler
     ):
         raise ValueError(
-            f"lr_policy='restart' cannot begin a {type(scheduler).__name__} again: use 'unchanged', and make a "
-            "new scheduler over the same optimizer (its groups stay as they are)"
+            f"lr_policy='restart' cannot begin a {type(scheduler).__name__} again: use 'unchanged', and make "
+            "a new scheduler over the same optimizer (its groups stay as they are)"
         )
     optimizer, saved = scheduler.optimizer, dict(vars(scheduler))
     rates = [group["lr"] for group in optimizer.param_groups]

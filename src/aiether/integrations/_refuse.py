@@ -12,7 +12,7 @@ from aiether.growth import Family
 _WRAPPERS = {
     "DistributedDataParallel": (
         "its hooks are registered once, and a layer that comes later would diverge between the ranks: grow "
-        "model.module on every rank with the same plan and seed, then wrap it again in DistributedDataParallel"
+        "model.module on every rank with the same plan and seed, then wrap it again"
     ),
     "DataParallel": "grow model.module, then wrap it again in DataParallel",
     "FullyShardedDataParallel": (
@@ -24,7 +24,7 @@ _WRAPPERS = {
         "fully_shard on the grown model"
     ),
     "DeepSpeedEngine": (
-        "ZeRO partitions its parameters once: save a full checkpoint, grow that, and initialise the engine anew"
+        "ZeRO partitions parameters once: save a full checkpoint, grow that, and initialise the engine anew"
     ),
     "OptimizedModule": (
         "a compiled whole model compiles again at every growth and ends in eager mode: grow model._orig_mod, "
@@ -96,6 +96,6 @@ def check_no_gradients(named: Iterable[tuple[str, Tensor]]) -> None:
     for name, parameter in named:
         if parameter.grad is not None and bool(torch.any(parameter.grad != 0)):
             raise ValueError(
-                f"{name!r} holds a gradient: grow after optimizer.step() and optimizer.zero_grad(), not while "
-                "gradients are pending"
+                f"{name!r} holds a gradient: grow after optimizer.step() and optimizer.zero_grad(), not "
+                "while gradients are pending"
             )

@@ -70,8 +70,8 @@ def _compare_layers(live: list[nn.Module], fresh: list[nn.Module]) -> None:
             if key in values and actual.get(key, missing) != values[key]:
                 path, name = key
                 raise GrowthError(
-                    f"layer {layer} has {name}={actual.get(key)!r} in {path or 'its block'!r}, a fresh model of "
-                    f"the grown configuration {values[key]!r}: this plan does not fit this model"
+                    f"layer {layer} has {name}={actual.get(key)!r} in {path or 'its block'!r}, a fresh model "
+                    f"of the grown configuration {values[key]!r}: this plan does not fit this model"
                 )
 
 
