@@ -38,7 +38,7 @@ from ._grow_optimizer import (
 )
 from ._grow_report import GrowthReport, LossFn, function_change, measure
 from ._lr_policy import Rewarm, check_rewarm, restart_scheduler
-from ._refuse import check_in_place
+from ._refuse import check_in_place, check_unwrapped
 from ._structure import compare_with_fresh
 from ._verify import GrowthError, check_blocks
 
@@ -166,6 +166,7 @@ def grow_live(
 ) -> GrowthReport:
     """As `grow`, with the migration as a function: a controller's, for example."""
     started = time.perf_counter()
+    check_unwrapped(model)
     family = family_of(model)
     _check_before(model, family, optimizers, schedulers, settings)
     measured = None if batch is None else measure(model, batch, loss_fn)
@@ -252,7 +253,8 @@ def _check_before(
         check_covers(model, optimizers)
     check_rewarm(settings.lr_policy, optimizers)
     for scheduler in schedulers:
-        if getattr(scheduler, "optimizer", None) not in optimizers:
+        driven = getattr(scheduler, "optimizer", None)
+        if getattr(driven, "optimizer", driven) not in optimizers:
             raise ValueError(
                 f"the {type(scheduler).__name__} does not drive the optimizer that was given: give the one "
                 "that it was built with"

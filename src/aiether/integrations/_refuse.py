@@ -33,12 +33,8 @@ _WRAPPERS = {
 }
 
 
-def check_in_place(model: nn.Module, family: Family) -> None:
-    """Raise ValueError, with the remedy, if growing this live model would go wrong.
-
-    Wrapped or sharded models, compiled whole models, models spread over devices, parameters that are not
-    plain, and pending gradients are refused.
-    """
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise ValueError, with the remedy, for a wrapped, sharded or spread model."""
     for name, module in model.named_modules():
         kinds = {cls.__name__ for cls in type(module).__mro__}
         for wrapper in _WRAPPERS.keys() & kinds:
@@ -49,6 +45,13 @@ def check_in_place(model: nn.Module, family: Family) -> None:
                 f"{name or 'the model'!r} carries a hook of Accelerate that moves tensors between devices "
                 "(device_map): load the model whole on one device"
             )
+
+
+def check_in_place(model: nn.Module, family: Family) -> None:
+    """Raise ValueError, with the remedy, if growing this bare model in place would go wrong.
+
+    Models compiled as a whole, parameters that are not plain, and pending gradients are refused.
+    """
     _check_not_compiled_whole(model, family)
     _check_parameters(model)
     check_no_gradients(model.named_parameters())
@@ -63,6 +66,14 @@ def _check_not_compiled_whole(model: nn.Module, family: Family) -> None:
                 f"{path or 'the model'!r} is compiled as a whole, which compiles again at every growth and "
                 "ends in eager mode: build the model without it, and compile each block with block.compile()"
             )
+
+    blocks = model.get_submodule(family.blocks)
+    compiled = any(module._compiled_call_impl is not None for module in blocks.modules())
+    if compiled and getattr(getattr(model, "config", None), "use_cache", False):
+        raise ValueError(
+            "with the generation cache every compiled block is a graph of its own, and the last ones run in "
+            "eager mode: set model.config.use_cache = False"
+        )
 
 
 def _check_parameters(model: nn.Module) -> None:
