@@ -17,10 +17,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._dynamo.testing import CompileCounter
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as schedules
-from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
+from transformers import AutoModelForCausalLM, PreTrainedModel, get_cosine_schedule_with_warmup
 
 import aiether
 from aiether import GrowthError, GrowthPlan
@@ -208,7 +210,7 @@ def test_07_lists_with_one_entry_a_layer_move_with_the_layers(tmp_path: Path) ->
     assert model.config.layer_types == types
     assert [block.self_attn.layer_type for block in blocks(model)] == types  # type: ignore[union-attr]
     model.save_pretrained(tmp_path)
-    loaded = type(model).from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(logits(loaded), logits(model))
 
 
@@ -235,7 +237,7 @@ def test_08_09_and_11_a_bare_trainer_trains_what_a_callback_grows_in_place_and_r
     assert not [name for name, value in born.items() if torch.equal(end[name], value)]
 
     checkpoint = tmp_path / "whole" / "run" / "checkpoint-4"
-    model = type(whole.model).from_pretrained(checkpoint, attention_dropout=0.1)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, attention_dropout=0.1)
     resumed = tiny_trainer(tmp_path / "resumed", model, **settings)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.model is not None
@@ -296,12 +298,10 @@ def test_14_to_22_wrapped_models_are_refused_with_the_remedy(wrap: Callable[...,
 
 
 def test_14_to_19_a_sharded_model_is_refused(tmp_path: Path) -> None:
-    from torch.distributed.fsdp import fully_shard
-
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         model = tiny_model("llama")
-        mesh = dist.init_device_mesh("cpu", (1,))
+        mesh = init_device_mesh("cpu", (1,))
         for block in blocks(model):
             fully_shard(block, mesh=mesh)
         with pytest.raises(ValueError, match="call fully_shard on the grown model"):

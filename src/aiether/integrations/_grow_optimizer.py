@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -131,19 +132,15 @@ class GrownTensors:
     parameters: Mapping[str, nn.Parameter]
     new_of: Mapping[str, Sequence[str]]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_now", {id(p): name for name, p in self.parameters.items()})
-        object.__setattr__(self, "_place", {key: place for place, key in enumerate(self.name_now)})
-
-    @property
-    def name_now(self) -> Mapping[int, str]:
+    @cached_property
+    def name_now(self) -> dict[int, str]:
         """By id, a parameter's name in the grown model."""
-        return self._now  # type: ignore[attr-defined]
+        return {id(p): name for name, p in self.parameters.items()}
 
-    @property
-    def place(self) -> Mapping[int, int]:
+    @cached_property
+    def place(self) -> dict[int, int]:
         """By id, a parameter's place in the grown model's order."""
-        return self._place  # type: ignore[attr-defined]
+        return {key: place for place, key in enumerate(self.name_now)}
 
 
 def grow_optimizer(

@@ -84,7 +84,6 @@ class GrowthCallback(Callback):
         self._restored: Mapping[str, Any] | None = None
         self._steps_seen = 0
         self._between_steps = True
-        self._trainable: list[str] = []
 
     # -- Lightning's events ----------------------------------------------------------------------------
 
@@ -158,25 +157,30 @@ class GrowthCallback(Callback):
         self._pending = self.controller.evaluate(trainer.global_step, float(metric)).plan
 
     def state_dict(self) -> dict[str, Any]:
-        """The plans so far, which tensors train, and all that the controller and a re-warm have in hand."""
+        """The plans so far, and all that the controller and a re-warm have in hand."""
         if self.controller is None:
             return {}
         trajectory = self.controller.trajectory
         return {
             "plans": [plan.to_dict() for plan in self._plans],
-            "trainable": self._trainable,
             "pending": None if self._pending is None else self._pending.to_dict(),
             "controller": self.controller.state_dict(),
             "snapshots": {step: dict(trajectory.snapshot_items(step)) for step in trajectory.steps},
             "rewarm": None if self.rewarm is None else self.rewarm.state_dict(),
         }
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if state := checkpoint["callbacks"].get(self.state_key):
+            parameters = self._model(pl_module).named_parameters()
+            state["trainable"] = [name for name, p in parameters if p.requires_grad]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not state_dict:
             return
         self._restored = state_dict
         self._plans = [GrowthPlan.from_dict(plan) for plan in state_dict["plans"]]
-        self._trainable = state_dict["trainable"]
         pending = state_dict["pending"]
         self._pending = None if pending is None else GrowthPlan.from_dict(pending)
 
@@ -211,7 +215,6 @@ class GrowthCallback(Callback):
         self.rewarm = report.rewarm
         self.reports.append(report)
         self._plans.append(plan)
-        self._trainable = [name for name, p in model.named_parameters() if p.requires_grad]
 
     def _regrow(self, pl_module: LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Give a fresh module the depth, and the trainable tensors, that the checkpoint's had."""
