@@ -3,8 +3,8 @@
     python benchmarks/momentum_injection.py [--seeds 3] [--out benchmarks/results/momentum_injection.json]
 
 A Llama of 2 layers learns the bytes of Python's standard library at a constant learning rate, is copied, and
-each copy grows to 4 layers (stack, init copy) under one pair of moments and learning-rate policy. Arms of a seed
-share the weights before the growth, the batches after it and the validation text: they are compared in pairs.
+each copy grows to 4 layers (stack, init copy) under one pair of moments and learning-rate policy. Arms of a
+seed share the weights before the growth, the batches after it and the validation text: they are compared in pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,13 +32,17 @@ import aiether
 from aiether.growth import LrPolicy, Moments, family_of
 from aiether.training.optimizer import OptimizerName, build_optimizer
 
-WIDTH, CONTEXT, BATCH = 64, 64, 16
-STEPS_BEFORE, STEPS_AFTER, WARMUP, REWARM = 300, 300, 30, 50
-MARKS = (0, 1, 5, 10, 25, 50, 100, 200, 300)
+WIDTH, CONTEXT, BATCH = 64, 64, 8
+STEPS_BEFORE, STEPS_AFTER, WARMUP, REWARM = 300, 200, 30, 50
+MARKS = (0, 1, 5, 10, 25, 50, 100, 200)
 """Steps after the growth at which the validation loss is taken."""
 LEARNING_RATE: dict[OptimizerName, float] = {"adamw": 3e-3, "muon": 3e-3}
-MOMENTS: tuple[Moments, ...] = get_args(Moments)
 POLICIES: tuple[LrPolicy, ...] = ("unchanged", "rewarm_new", "rewarm_all")
+ARMS: tuple[tuple[Moments, LrPolicy], ...] = (
+    *(("zero", policy) for policy in POLICIES),
+    *(("copy", policy) for policy in POLICIES),
+    ("reset", "unchanged"),
+)
 
 
 def text(max_bytes: int = 6_000_000) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,29 +140,29 @@ def run_arm(
 
 
 def summarise(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean over seeds, and the difference of the final loss to zero moments at an unchanged rate, in pairs."""
+    """Means over seeds, and final losses less those of zero moments at an unchanged rate, seed by seed."""
     rows = []
-    for name, moments, policy in itertools.product(LEARNING_RATE, MOMENTS, POLICIES):
-        own = [a for a in arms if (a["optimizer"], a["moments"], a["lr_policy"]) == (name, moments, policy)]
-        base = [
-            a for a in arms if (a["optimizer"], a["moments"], a["lr_policy"]) == (name, "zero", "unchanged")
-        ]
-        if not own:
-            continue
-        differences = [
-            a["valid"][STEPS_AFTER] - b["valid"][STEPS_AFTER] for a, b in zip(own, base, strict=True)
-        ]
-        rows.append(
-            {
-                "optimizer": name,
-                "moments": moments,
-                "lr_policy": policy,
-                "valid": {mark: statistics.mean(a["valid"][mark] for a in own) for mark in MARKS},
-                "worst_train_loss": max(a["worst_train_loss"] for a in own),
-                "final_minus_zero_unchanged": differences,
-            }
-        )
+    for name, (moments, policy) in itertools.product(LEARNING_RATE, ARMS):
+        own, base = _arms(arms, name, moments, policy), _arms(arms, name, "zero", "unchanged")
+        if own:
+            rows.append(
+                {
+                    "optimizer": name,
+                    "moments": moments,
+                    "lr_policy": policy,
+                    "valid": {mark: statistics.mean(a["valid"][mark] for a in own) for mark in MARKS},
+                    "worst_train_loss": max(a["worst_train_loss"] for a in own),
+                    "final_minus_zero_unchanged": [
+                        a["valid"][STEPS_AFTER] - b["valid"][STEPS_AFTER]
+                        for a, b in zip(own, base, strict=True)
+                    ],
+                }
+            )
     return rows
+
+
+def _arms(arms: list[dict[str, Any]], name: str, moments: str, policy: str) -> list[dict[str, Any]]:
+    return [a for a in arms if (a["optimizer"], a["moments"], a["lr_policy"]) == (name, moments, policy)]
 
 
 def main() -> None:
@@ -175,7 +179,7 @@ def main() -> None:
     started, data, arms = time.perf_counter(), text(), []
     for name, seed in itertools.product(arguments.optimizers, range(arguments.seeds)):
         start = small_model(name, data[0], seed)
-        for moments, policy in itertools.product(MOMENTS, POLICIES):
+        for moments, policy in ARMS:
             arms.append(run_arm(start, name, moments, policy, data, seed))
             print(json.dumps(arms[-1]), flush=True)
     result = {
