@@ -4,7 +4,8 @@
 
 A Llama of 2 layers learns the bytes of Python's standard library at a constant learning rate, is copied, and
 each copy grows to 4 layers (stack, init copy) under one pair of moments and learning-rate policy. Arms of a
-seed share the weights before the growth, the batches after it and the validation text: they are compared in pairs.
+seed share the weights before the growth, the batches after it and the validation text: they are compared in
+pairs.
 """
 
 from __future__ import annotations
