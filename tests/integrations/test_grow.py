@@ -97,7 +97,7 @@ def same(first: Any, second: Any) -> bool:
 # -- optimizers x moments x placements ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("placement", ["stack", "front", "interleave", "top"])
+@pytest.mark.parametrize("placement", ["stack", "front", "interleave"])
 @pytest.mark.parametrize("moments", ["zero", "copy", "reset"])
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_old_state_is_untouched_and_new_state_is_as_declared(
