@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -29,6 +29,7 @@ from aiether.growth import Moments as MomentsChoice
 
 from ._blocks import block_list, compile_likewise, count_hooks, install_blocks, install_config, make_blocks
 from ._grow_optimizer import (
+    GroupChange,
     GrownTensors,
     check_covers,
     grow_optimizer,
@@ -172,35 +173,15 @@ def grow_live(
     measured = None if batch is None else measure(model, batch, loss_fn)
     names_before = {id(p): name for name, p in model.named_parameters()}
     weights_before = sum(p.numel() for p in model.parameters())
-    config = getattr(model, "config", None)
-    state = TrainingState(
-        config={} if config is None else config.to_dict(),
-        tensors=model.state_dict(),
-        moments=moments_of(model, optimizers),
-        step=step,
-    )
+    sources = list(block_list(model, family).children())
+    state = _training_state(model, optimizers, step)
     migration = carry_out(state)
-    made = make_blocks(model, family, plan, migration.state.tensors)
-    container = block_list(model, family)
-    sources = list(container.children())
     notes = _notes_before(model, optimizers, plan, sources, names_before)
+    made = make_blocks(model, family, plan, migration.state.tensors)
     with ExitStack() as undo:
-        install_blocks(
-            undo, container, [made.get(layer, sources[o.source]) for layer, o in enumerate(plan.layers)]
-        )
-        if config is not None:
-            install_config(undo, config, state.config, migration.state.config)
+        _install_model(undo, model, family, plan, made, state, migration)
         tensors = _grown_tensors(model, names_before, renames(names_before.values(), plan, family))
-        groups = [
-            change
-            for index, optimizer in enumerate(optimizers)
-            for change in grow_optimizer(
-                undo, index, optimizer, tensors, migration.state.moments, settings.moments
-            )
-        ]
-        if settings.lr_policy == "restart":
-            for scheduler in schedulers:
-                restart_scheduler(undo, scheduler)
+        groups = _install_training(undo, optimizers, schedulers, tensors, migration, settings)
         new = tuple(name for key, name in tensors.name_now.items() if key not in names_before)
         _check_after(model, optimizers, new)
         if (note := compare_with_fresh(model, family, plan.depth_before)) is not None:
@@ -209,9 +190,7 @@ def grow_live(
         if measured is not None:
             function = function_change(measured, measure(model, batch, loss_fn))
         compile_likewise(made, {layer: sources[plan.layers[layer].source] for layer in made}, compile_block)
-        rewarm = None
-        if settings.lr_policy in ("rewarm_new", "rewarm_all") and optimizers:
-            rewarm = Rewarm(model, optimizers, new, settings.lr_policy, settings.rewarm_steps)
+        rewarm = _rewarm(model, optimizers, new, settings)
         undo.pop_all()
     return GrowthReport(
         plan=plan,
@@ -230,6 +209,58 @@ def grow_live(
     )
 
 
+def _training_state(model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> TrainingState:
+    config = getattr(model, "config", None)
+    return TrainingState(
+        config={} if config is None else config.to_dict(),
+        tensors=model.state_dict(),
+        moments=moments_of(model, optimizers),
+        step=step,
+    )
+
+
+def _install_model(
+    undo: ExitStack,
+    model: nn.Module,
+    family: Family,
+    plan: GrowthPlan,
+    made: Mapping[int, nn.Module],
+    state: TrainingState,
+    migration: Migration,
+) -> None:
+    container = block_list(model, family)
+    old = list(container.children())
+    blocks = [made.get(layer, old[origin.source]) for layer, origin in enumerate(plan.layers)]
+    install_blocks(undo, container, blocks)
+    if state.config:
+        install_config(undo, model.config, state.config, migration.state.config)
+
+
+def _install_training(
+    undo: ExitStack,
+    optimizers: Sequence[Optimizer],
+    schedulers: Sequence[Any],
+    tensors: GrownTensors,
+    migration: Migration,
+    settings: GrowthConfig,
+) -> list[GroupChange]:
+    changes: list[GroupChange] = []
+    for index, optimizer in enumerate(optimizers):
+        changes += grow_optimizer(undo, index, optimizer, tensors, migration.state.moments, settings.moments)
+    if settings.lr_policy == "restart":
+        for scheduler in schedulers:
+            restart_scheduler(undo, scheduler)
+    return changes
+
+
+def _rewarm(
+    model: nn.Module, optimizers: Sequence[Optimizer], new: Sequence[str], settings: GrowthConfig
+) -> Rewarm | None:
+    if settings.lr_policy not in ("rewarm_new", "rewarm_all"):
+        return None
+    return Rewarm(model, optimizers, new, settings.lr_policy, settings.rewarm_steps)
+
+
 def _grown_tensors(
     model: nn.Module, names_before: dict[int, str], new_names: dict[str, tuple[str, ...]]
 ) -> GrownTensors:
@@ -246,6 +277,7 @@ def _check_before(
     schedulers: Sequence[Any],
     settings: GrowthConfig,
 ) -> None:
+    block_list(model, family)
     check_in_place(model, family)
     if hasattr(model, "config"):
         check_blocks(model, family)  # type: ignore[arg-type]
