@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from aiether.growth import Family, GrowthPlan, block_tensors
+from aiether.growth import Family, GrowthPlan, block_tensors, index_attributes
 
 _RUNTIME_HOOKS = (
     "_forward_hooks",
@@ -29,7 +29,7 @@ _RUNTIME_HOOKS = (
 )
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", *_RUNTIME_HOOKS}
 _ATOMIC = (int, float, complex, bool, str, bytes, type, type(None))
-LAYER_INDEX = "layer_idx"
+_LAYER_INDEX = "layer_idx"
 
 
 def block_list(model: nn.Module, family: Family) -> nn.Module:
@@ -44,8 +44,8 @@ def block_list(model: nn.Module, family: Family) -> nn.Module:
         container = model.get_submodule(family.blocks)
     except AttributeError as error:
         raise ValueError(
-            f"the model has no block list {family.blocks!r}: pass the bare model (unwrap it first), or "
-            "register its family in aiether.growth.FAMILIES"
+            f"the model has no block list {family.blocks!r}: pass the bare model (unwrap it first), or name "
+            "the list: family=aiether.growth.family_of(model, blocks=...)"
         ) from error
     if list(container._modules) != [str(index) for index in range(len(container._modules))]:
         raise ValueError(
@@ -189,6 +189,7 @@ def compile_likewise(
 def install_blocks(undo: ExitStack, container: nn.Module, blocks: list[nn.Module]) -> None:
     """Put `blocks` into the container, in that order, and tell each its place."""
     before = dict(container._modules)
+    offsets = _index_offsets(container)
 
     def restore() -> None:
         container._modules.clear()
@@ -198,11 +199,26 @@ def install_blocks(undo: ExitStack, container: nn.Module, blocks: list[nn.Module
     container._modules.clear()
     container._modules.update({str(index): block for index, block in enumerate(blocks)})
     for index, block in enumerate(blocks):
-        for module in block.modules():
-            old = vars(module).get(LAYER_INDEX)
-            if old is not None and old != index:
-                undo.callback(setattr, module, LAYER_INDEX, old)
-                setattr(module, LAYER_INDEX, index)
+        for path, module in block.named_modules():
+            for name in vars(module).keys() & {name for where, name in offsets if where == path}:
+                old, new = getattr(module, name), index + offsets[path, name]
+                if old is not None and old != new:
+                    undo.callback(setattr, module, name, old)
+                    setattr(module, name, new)
+
+
+def _index_offsets(container: nn.Module) -> dict[tuple[str, str], int]:
+    """Where blocks keep their own index, and what is added to it there, by (path in the block, attribute)."""
+    found: dict[tuple[str, str], int] = {}
+    blocks = list(container.children())
+    for index, block in enumerate(blocks):
+        for path, module in block.named_modules():
+            if vars(module).get(_LAYER_INDEX) == index:  # also where only some blocks have it
+                found[path, _LAYER_INDEX] = 0
+    assert isinstance(container, nn.ModuleList | nn.Sequential)
+    for path, name in index_attributes(container):
+        found[path, name] = getattr(blocks[0].get_submodule(path), name)
+    return found
 
 
 def install_config(undo: ExitStack, config: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

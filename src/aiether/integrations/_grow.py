@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from aiether.geometry import Trajectory
 from aiether.growth import (
@@ -26,6 +28,7 @@ from aiether.growth import (
     renames,
 )
 from aiether.growth import Moments as MomentsChoice
+from aiether.growth.structure import settings_of
 
 from ._blocks import block_list, compile_likewise, count_hooks, install_blocks, install_config, make_blocks
 from ._grow_optimizer import (
@@ -55,6 +58,7 @@ def grow(
     trajectory: Trajectory | None = None,
     batch: Any = None,
     loss_fn: LossFn | None = None,
+    family: Family | None = None,
     growth: GrowthConfig | None = None,
     moments: MomentsChoice | None = None,
     lr_policy: LrPolicy | None = None,
@@ -72,7 +76,7 @@ def grow(
     Parameters
     ----------
     model
-        The bare model on one device (unwrap it first): a transformers decoder of a known family.
+        The bare model on one device (unwrap it first): of transformers, or any module with a list of blocks.
     plan
         What to do, such as `GrowthPlan.stack(model, to_layers=24)`.
     optimizer
@@ -86,6 +90,8 @@ def grow(
         A batch on which the report measures the function gap and the loss, in evaluation mode: the model's
         keyword arguments as a mapping, its positional ones as a tuple, or its one argument.
         `loss_fn(output, batch)` where the output has no `loss`.
+    family
+        Where the blocks are; default: found by structure (`aiether.growth.family_of`).
     growth
         Settings of the initialisers, moments and learning rate; default: the preset `recommended`.
     moments, lr_policy, rewarm_steps
@@ -121,6 +127,7 @@ def grow(
         model,
         plan,
         carry_out,
+        family=family,
         settings=settings,
         optimizers=unwrap_optimizers(optimizer),
         schedulers=_unwrap_schedulers(scheduler),
@@ -157,6 +164,7 @@ def grow_live(
     plan: GrowthPlan,
     carry_out: CarryOut,
     *,
+    family: Family | None,
     settings: GrowthConfig,
     optimizers: Sequence[Optimizer],
     schedulers: Sequence[Any],
@@ -168,13 +176,14 @@ def grow_live(
     """As `grow`, with the migration as a function: a controller's, for example."""
     started = time.perf_counter()
     check_unwrapped(model)
-    family = family_of(model)
+    family = family or family_of(model)
     _check_before(model, family, optimizers, schedulers, settings)
     measured = None if batch is None else measure(model, batch, loss_fn)
     names_before = {id(p): name for name, p in model.named_parameters()}
     weights_before = sum(p.numel() for p in model.parameters())
     sources = list(block_list(model, family).children())
-    state = _training_state(model, optimizers, step)
+    config_before = copy.deepcopy(getattr(model, "config", None))
+    state = _training_state(model, family, optimizers, step)
     migration = carry_out(state)
     notes = _notes_before(model, optimizers, plan, sources, names_before)
     made = make_blocks(model, family, plan, migration.state.tensors)
@@ -184,7 +193,7 @@ def grow_live(
         groups = _install_training(undo, optimizers, schedulers, tensors, migration, settings)
         new = tuple(name for key, name in tensors.name_now.items() if key not in names_before)
         _check_after(model, optimizers, new)
-        if (note := compare_with_fresh(model, family, plan.depth_before)) is not None:
+        if (note := compare_with_fresh(model, family, plan, config_before)) is not None:
             notes.append(note)
         function = None
         if measured is not None:
@@ -209,13 +218,16 @@ def grow_live(
     )
 
 
-def _training_state(model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> TrainingState:
-    config = getattr(model, "config", None)
+def _training_state(
+    model: nn.Module, family: Family, optimizers: Sequence[Optimizer], step: int
+) -> TrainingState:
+    config = getattr(model, "config", None) if family.depth_key else None
     return TrainingState(
-        config={} if config is None else config.to_dict(),
+        config={} if config is None else settings_of(config),
         tensors=model.state_dict(),
         moments=moments_of(model, optimizers),
         step=step,
+        family=family,
     )
 
 
@@ -279,8 +291,8 @@ def _check_before(
 ) -> None:
     block_list(model, family)
     check_in_place(model, family)
-    if hasattr(model, "config"):
-        check_blocks(model, family)  # type: ignore[arg-type]
+    if isinstance(model, PreTrainedModel):
+        check_blocks(model, family)
     if optimizers:
         check_covers(model, optimizers)
     check_rewarm(settings.lr_policy, optimizers)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from aiether.growth import Family
+from aiether.growth import Family, GrowthPlan, check_blocks_match
 
 from ._blocks import block_list
 from ._verify import GrowthError
@@ -18,12 +18,13 @@ from ._verify import GrowthError
 _PLAIN = (int, float, str, type(None))
 
 
-def compare_with_fresh(model: nn.Module, family: Family, depth_before: int) -> str | None:
-    """Compare a grown model with a fresh one of its configuration, which is built without memory.
+def compare_with_fresh(model: nn.Module, family: Family, plan: GrowthPlan, config_before: Any) -> str | None:
+    """Compare a grown model with fresh ones of its configurations, which are built without memory.
 
-    What differs between the fresh model's layers (layer indices, attention types, rotary switches, classes)
-    must be the same in the live ones, shapes too, and nothing outside of the blocks may still state the old
-    depth. So a place that holds the depth and that growth does not know is found here.
+    What the two configurations say of a layer must be the same before and after. What differs between the
+    fresh model's layers (layer indices, attention types, rotary switches, classes) must be the same in the
+    live ones, shapes too, and nothing outside of the blocks may still state the old depth. So a place that
+    holds the depth and that growth does not know is found here.
 
     Returns
     -------
@@ -32,12 +33,15 @@ def compare_with_fresh(model: nn.Module, family: Family, depth_before: int) -> s
     Raises
     ------
     GrowthError
-        Naming the first thing that differs.
+        Naming the first thing in which the live model differs.
+    ValueError
+        If the configuration would give a moved or new layer another form than its source's.
     """
     if not isinstance(model, PreTrainedModel):
         return "not a transformers model: no fresh one can be built from a configuration to compare it with"
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            small = type(model)(config_before)
             fresh = type(model)(copy.deepcopy(model.config))
     except Exception as error:  # noqa: BLE001 - custom model code; the caller's report says that it was not checked
         return f"no fresh model could be built to compare with ({' '.join(str(error).split())[:120]})"
@@ -45,9 +49,10 @@ def compare_with_fresh(model: nn.Module, family: Family, depth_before: int) -> s
     fresh_blocks = list(block_list(fresh, family).children())
     if len(live_blocks) != len(fresh_blocks):
         raise GrowthError(f"a fresh model has {len(fresh_blocks)} layers, the grown one {len(live_blocks)}")
+    check_blocks_match(small, fresh, plan, family)
     _compare_layers(live_blocks, fresh_blocks)
     _compare_shapes(model, fresh)
-    _compare_depth(model, fresh, family, depth_before, len(live_blocks))
+    _compare_depth(model, fresh, family, plan.depth_before, plan.depth_after)
     return None
 
 

@@ -22,6 +22,7 @@ except ImportError as error:
 
 from aiether.growth import (
     GROWTH_PRESETS,
+    Family,
     GrowthConfig,
     GrowthController,
     GrowthPlan,
@@ -47,6 +48,8 @@ class GrowthCallback(Callback):
         What to do: a configuration, or a preset's name. Its protocol must be "none".
     model
         The attribute of the LightningModule that holds the model.
+    family
+        Where the model's blocks are; default: found by structure.
     monitor
         The logged metric that triggers follow: the mean validation loss in nats.
     seed
@@ -60,6 +63,7 @@ class GrowthCallback(Callback):
         growth: GrowthConfig | str = "recommended",
         *,
         model: str = "model",
+        family: Family | None = None,
         monitor: str = "val_loss",
         seed: int = 0,
         compile_block: Callable[[nn.Module], object] = nn.Module.compile,
@@ -75,6 +79,7 @@ class GrowthCallback(Callback):
                 "protocol='none', and lr_policy='rewarm_new' for a gentle start"
             )
         self.growth, self.model, self.monitor, self.seed = growth, model, monitor, seed
+        self.family = family
         self.compile_block = compile_block
         self.controller: GrowthController | None = None
         self.reports: list[GrowthReport] = []
@@ -104,10 +109,10 @@ class GrowthCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         model = self._model(pl_module)
-        depth = self._plans[0].depth_before if self._plans else depth_of(model)
+        depth = self._plans[0].depth_before if self._plans else depth_of(model, self.family)
         self.controller = GrowthController(
             self.growth,
-            family_of(model),
+            self.family or family_of(model),
             depth=depth,
             total_steps=int(trainer.estimated_stepping_batches),
             seed=self.seed,
@@ -206,6 +211,7 @@ class GrowthCallback(Callback):
             model,
             plan,
             lambda state: controller.grow(state, plan),
+            family=controller.family,
             settings=self.growth,
             optimizers=unwrap_optimizers(trainer.optimizers),
             schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
@@ -223,14 +229,16 @@ class GrowthCallback(Callback):
             return
         model = self._model(pl_module)
         plans = [GrowthPlan.from_dict(plan) for plan in state["plans"]]
-        depths = [plans[0].depth_before, *(plan.depth_after for plan in plans)]
-        if depth_of(model) not in depths:
+        depths, depth = [plans[0].depth_before, *(p.depth_after for p in plans)], depth_of(model, self.family)
+        if depth not in depths:
             raise ValueError(
-                f"the checkpoint's model grew through {depths} layers, this one has {depth_of(model)}: build "
+                f"the checkpoint's model grew through {depths} layers, this one has {depth}: build "
                 f"the module as for the first start, with {depths[0]}"
             )
-        for plan in plans[depths.index(depth_of(model)) :]:
-            grow(model, replace(plan, init="copy"), optimizer=None)  # the weights are loaded next
+        for plan in plans[depths.index(depth) :]:
+            grow(
+                model, replace(plan, init="copy"), optimizer=None, family=self.family
+            )  # the weights are loaded next
         trainable = set(state["trainable"])
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in trainable)
