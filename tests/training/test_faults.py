@@ -22,6 +22,8 @@ from aiether.integrations import _lock
 from aiether.training import recorder
 from aiether.training import run as job
 from aiether.training.recorder import JsonLines, Recorder
+from aiether.training.report._facts import gaps
+from aiether.training.report._run import load_run
 
 SETTINGS: dict[str, Any] = {
     "n_layer": 1,
@@ -78,9 +80,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in timings} for row in found]
 
 
+def weights(run_dir: Path) -> bytes:
+    return (run_dir / "final" / "model.safetensors").read_bytes()
+
+
 def assert_same_end(actual: Path, expected: Path) -> None:
-    ends = [(run / "final" / "model.safetensors").read_bytes() for run in (actual, expected)]
-    assert ends[0] == ends[1]
+    assert weights(actual) == weights(expected)
     assert rows(actual / "metrics.jsonl") == rows(expected / "metrics.jsonl")
 
 
@@ -113,6 +118,14 @@ def at_step(step: int, action: Callable[[], None], arm: str = "") -> Iterator[No
 
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Crash(Exception):
+    """What nothing expects: the process ends without saving."""
+
+
+def crash() -> None:
+    raise Crash
 
 
 # -- signals --------------------------------------------------------------------------------------------
@@ -226,6 +239,35 @@ def test_rows_wait_for_room_and_no_half_line_stays(tmp_path: Path) -> None:
     lines.close()
 
 
+@pytest.mark.parametrize("left", [0, 5, 12, 30, 59])
+def test_a_row_stands_where_rows_are_missing_and_the_length_stays(tmp_path: Path, left: int) -> None:
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    for step in range(1, 6):
+        lines.append({"step": step})
+    size = lines.size()
+    os.truncate(lines.path, left)
+    kept = min(left // 12, 2)  # the row of a gap is longer than two of these rows
+    assert lines.truncate(size) == kept
+    marked = [*({"step": step} for step in range(1, kept + 1)), {"kind": "missing", "step": kept}]
+    for _ in range(2):
+        assert rows(lines.path) == marked
+        assert lines.size() == lines.path.stat().st_size == size
+        lines.append({"step": 6})
+        assert lines.truncate(size) is None
+    lines.close()
+
+
+def test_a_record_that_was_edited_is_cut_at_a_line(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "metrics.jsonl")
+    for step in range(1, 8):
+        lines.append({"step": step})
+    size = lines.size()
+    lines.path.write_text(lines.path.read_text().replace('{"step": 2}', '{"step": 2, "more": 1}'))
+    assert lines.truncate(size) == 3
+    assert rows(lines.path)[-2:] == [{"step": 3}, {"kind": "missing", "step": 3}]
+    lines.close()
+
+
 def test_a_full_device_under_the_records(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     lines = JsonLines(tmp_path / "metrics.jsonl")
@@ -331,6 +373,36 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_serves(
     assert f"warning: checkpoint {newest.name} is damaged (model.safetensors is not as it was" in said
     assert "resumed at step 6 with 1 layers" in said
     assert_same_end(run_dir, whole)
+
+
+def test_a_record_that_was_cut_is_named_on_resuming_and_in_the_report(
+    train: Train, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resumed twice from one checkpoint: what the first process wrote beyond it must not stay."""
+    run_dir = tmp_path / "run"
+    with at_step(10, terminate):
+        assert train(run_dir) == 143
+    cuts = {"metrics.jsonl": 6, "events.jsonl": 0}  # whole lines that stay, and a half one
+    for name, lines in cuts.items():
+        content = (run_dir / name).read_bytes().splitlines(keepends=True)
+        (run_dir / name).write_bytes(b"".join(content[:lines]) + content[lines][:9])
+    with at_step(11, crash), pytest.raises(Crash):
+        go_on(run_dir)
+    said = " ".join(capsys.readouterr().out.split())
+    complete = rows(whole / "metrics.jsonl")
+    after = complete[5]["step"]
+    for name, step in (("metrics.jsonl", after), ("events.jsonl", 0)):
+        told = f"{run_dir / name} was cut or edited since the checkpoint of step 10: rows after step {step} "
+        assert said.count(f"warning: {told}are missing; the training goes on") == 1
+    assert go_on(run_dir) == 0
+    assert "was cut" not in capsys.readouterr().out
+    gap = {"kind": "missing", "step": after}
+    beyond = [row for row in complete if row["step"] > 10]
+    assert rows(run_dir / "metrics.jsonl") == [*complete[:6], gap, *beyond]
+    assert weights(run_dir) == weights(whole)
+    assert load_run(run_dir).gaps == (("metrics.jsonl", after), ("events.jsonl", 0))
+    assert f"rows after step {after} are missing" in (run_dir / "final" / "README.md").read_text()
+    assert gaps(load_run(whole)) == ()
 
 
 def test_a_run_goes_on_with_smaller_batches_and_the_same_tokens_a_step(

@@ -10,7 +10,7 @@ import pytest
 from tests.training.fake_runs import STATIC, FakeRun, write_fake_run, write_lines
 
 from aiether.training.report import save_hero_figure, write_report
-from aiether.training.report._facts import headline, samples
+from aiether.training.report._facts import gaps, headline, samples
 from aiether.training.report._geometry import stagnant
 from aiether.training.report._run import load_run, read_json_lines
 from aiether.training.report._theme import DARK, LIGHT
@@ -182,6 +182,34 @@ def test_an_interrupted_run_is_reported_as_far_as_it_went(tmp_path: Path) -> Non
     _, page = page_of(run)
     assert "Not finished (interrupted): this is what was recorded up to step 730." in page.words
     assert figures_on(page) == ALL_CURVES | {"lineage", "tau", "kappa"}
+
+
+def test_what_is_missing_in_the_records_is_told(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "run", FakeRun())
+    gap = {"kind": "missing", "step": 600}
+    metrics = read_json_lines(run / "metrics.jsonl")
+    kept = [row for row in metrics if row["step"] <= 600], [row for row in metrics if row["step"] > 900]
+    write_lines(run / "metrics.jsonl", [*kept[0], gap, *kept[1]])
+    write_lines(run / "samples.jsonl", [gap])
+    whole = write_fake_run(run / "baseline-static", STATIC)
+    write_lines(whole / "events.jsonl", [{"kind": "missing", "step": 0}])
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    for told in (
+        "metrics.jsonl of run: rows after step 600 are missing. Figures and tables here lack them.",
+        "samples.jsonl of run: rows after step 600 are missing.",
+        "events.jsonl of static: rows after step 0 are missing.",
+    ):
+        assert told in page.words
+    assert headline(load_run(whole)).endswith("Its growths are not on record.")
+
+
+def test_a_finished_run_whose_record_ends_early_is_told(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "run", FakeRun())
+    rows = [row for row in read_json_lines(run / "metrics.jsonl") if row["step"] <= 1500]
+    write_lines(run / "metrics.jsonl", rows)
+    assert gaps(load_run(run)) == (
+        "metrics.jsonl of run: rows after step 1,500 are missing. Figures and tables here lack them.",
+    )
 
 
 def test_a_run_without_growth_or_geometry_shows_neither(tmp_path: Path) -> None:

@@ -347,7 +347,9 @@ def test_a_tracker_that_fails_in_mid_run_is_left_and_the_others_go_on(tmp_path: 
 
 def test_a_tracker_is_given_the_records_from_where_it_stands(tmp_path: Path) -> None:
     lines = [{"kind": "train", "step": step, "loss": 1.0} for step in (1, 2, 3)]
+    lines.insert(1, {"kind": "missing", "step": 1})  # a gap, which no tracker is told
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "samples.jsonl").write_text(json.dumps({"kind": "missing", "step": 1}) + "\n")
     (tmp_path / "events.jsonl").write_text(
         json.dumps({"event": "growth", "step": 2, "depth_after": 4}) + "\n"
     )

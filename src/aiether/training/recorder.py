@@ -16,6 +16,7 @@ from aiether.evaluation import bits_per_byte, flops_per_token
 from aiether.growth import Lineage, block_tensors, family_of
 from aiether.integrations import Row, RunObserver, is_disk_full, write_json
 
+from ._gaps import with_gap
 from .layer_states import LayerStateManager
 from .samples import Sampler
 
@@ -62,12 +63,30 @@ class JsonLines:
             os.fsync(self._file)
         return self._size
 
-    def truncate(self, size: int, unwritten: Sequence[str] = ()) -> None:
-        """Go back to a remembered length, and to the rows that waited then."""
-        self._size = min(size, self._file.seek(0, os.SEEK_END))
-        self._file.truncate(self._size)
+    def truncate(self, size: int, unwritten: Sequence[str] = ()) -> int | None:
+        """Go back to a remembered length, and to the rows that waited then.
+
+        Returns None, or the step after which rows are missing if the file was cut or edited since. A row in
+        their place says so from then on.
+        """
+        before_gap = None if self._ends_a_line(size) else self._mark_gap(size)
+        self._file.truncate(size)
+        self._size = size
         self.unwritten = list(unwritten)
         self.flush()
+        return before_gap
+
+    def _ends_a_line(self, size: int) -> bool:
+        with self.path.open("rb") as file:
+            file.seek(max(size - 1, 0))
+            return size == 0 or file.read(1) == b"\n"
+
+    def _mark_gap(self, size: int) -> int:
+        kept, row, before_gap = with_gap(self.path.read_bytes(), size)
+        self._file.truncate(len(kept))
+        if self._file.write(row) < len(row):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        return before_gap
 
     def close(self) -> None:
         self._file.close()
@@ -193,12 +212,21 @@ class Recorder(RunObserver):
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        for lines, size in zip(self._lines, ("metrics_size", "events_size", "samples_size"), strict=True):
-            lines.truncate(state[size], state["unwritten"].get(lines.path.name, ()))
         self.last_sample_step = state["last_sample_step"]
         self.tokens, self.flops, self.last_eval = state["tokens"], state["flops"], state["last_eval"]
         step, seconds = state["last_log"]
         self.last_log = (step, seconds)
+        for lines, size in zip(self._lines, ("metrics_size", "events_size", "samples_size"), strict=True):
+            before_gap = lines.truncate(state[size], state["unwritten"].get(lines.path.name, ()))
+            if before_gap is not None:
+                self._tell_gap(lines.path, before_gap, saved_at=self.tokens // self.tokens_per_step)
+
+    def _tell_gap(self, path: Path, before: int, saved_at: int) -> None:
+        """Weights and data are whole, so the run goes on; not all that it was up to here is on record."""
+        text = (
+            f"{path} was cut or edited since the checkpoint of step {saved_at}: rows after step {before} are"
+        )
+        self.emit("warning", {"text": f"{text} missing; the training goes on, and the report will say so"})
 
     def write_all(self) -> None:
         """Write what waits for room on the disk.

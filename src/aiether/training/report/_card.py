@@ -87,6 +87,7 @@ def model_card(run: Run, final_dir: Path) -> ModelCard:
     )
     sections = (
         f"# {code(run.name)}\n\n{facts.headline(run)} Trained from scratch with aiether.",
+        plain("\n".join(facts.gaps(run))),
         _loading(),
         "## What it is\n\n" + _table(("", ""), _identity(run, final_dir)),
         _depth(run),

@@ -31,8 +31,13 @@ def headline(run: Run) -> str:
         how_often = {1: "once", 2: "twice"}.get(times, f"{times} times")
         body = f"Grew {how_often}, from {first:.0f} to {_layers(last)}, in {run.last_step:,} steps."
     else:
-        body = f"Trained {_layers(last)} for {run.last_step:,} steps. It did not grow."
+        body = f"Trained {_layers(last)} for {run.last_step:,} steps."
+        body += " Its growths are not on record." if _lost_events(run) else " It did not grow."
     return body
+
+
+def _lost_events(run: Run) -> bool:
+    return any(file == "events.jsonl" for file, _ in run.gaps)
 
 
 def _layers(depth: float) -> str:
@@ -45,6 +50,15 @@ def status(run: Run) -> str | None:
     if state == "finished":
         return None
     return f"Not finished ({state}): this is what was recorded up to step {run.last_step:,}."
+
+
+def gaps(run: Run) -> tuple[str, ...]:
+    """What is missing in the records of the run and its baselines, a sentence a gap."""
+    found = [f"{file} of {run.name}: rows after step {step:,} are missing" for file, step in run.gaps]
+    if status(run) is None and as_number((run.summary or {}).get("steps")) > run.last_step:
+        found.append(f"metrics.jsonl of {run.name}: rows after step {run.last_step:,} are missing")
+    own = tuple(f"{text}. Figures and tables here lack them." for text in dict.fromkeys(found))
+    return own + tuple(text for baseline in run.baselines for text in gaps(baseline))
 
 
 def verdicts(run: Run) -> tuple[str, ...]:

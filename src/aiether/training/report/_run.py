@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from aiether.training._gaps import is_gap
 from aiether.training.settings_file import read_settings_file
 
 T = TypeVar("T")
@@ -64,6 +66,7 @@ class Run:
     summary: Row | None = None
     samples: tuple[Row, ...] = ()
     baselines: tuple[Run, ...] = ()
+    gaps: tuple[tuple[str, int], ...] = ()  # files with rows missing, and the step of the last row before
 
     @property
     def growths(self) -> tuple[Row, ...]:
@@ -118,19 +121,24 @@ def load_run(run_dir: Path) -> Run:
 
 
 def _load_one(run_dir: Path, name: str, baselines: tuple[Run, ...]) -> Run:
-    metrics = read_json_lines(run_dir / "metrics.jsonl", _is_measurement)
+    rows = {
+        "metrics.jsonl": read_json_lines(run_dir / "metrics.jsonl", _is_measurement),
+        "events.jsonl": read_json_lines(run_dir / "events.jsonl", _is_event),
+        "samples.jsonl": read_json_lines(run_dir / "samples.jsonl", _has_step),
+    }
     config = run_dir / "config.yaml"
     return Run(
         name=name,
-        train=table_of("train", metrics),
-        evals=table_of("eval", metrics),
+        train=table_of("train", rows["metrics.jsonl"]),
+        evals=table_of("eval", rows["metrics.jsonl"]),
         config=read_settings_file(config) if config.is_file() else {},
         environment=_read(run_dir / "environment.json", _object) or {},
-        events=_ordered_events(read_json_lines(run_dir / "events.jsonl", _is_event)),
+        events=_ordered_events(filterfalse(is_gap, rows["events.jsonl"])),
         layers=_read(run_dir / "lineage.json", lambda text: layers_of(_object(text))) or (),
         summary=_read(run_dir / "summary.json", _object),
-        samples=tuple(read_json_lines(run_dir / "samples.jsonl", _has_step)),
+        samples=tuple(filterfalse(is_gap, rows["samples.jsonl"])),
         baselines=baselines,
+        gaps=tuple((file, int(row.get("step") or 0)) for file in rows for row in filter(is_gap, rows[file])),
     )
 
 
@@ -151,7 +159,7 @@ def _has_step(row: Row) -> bool:
 
 
 def _is_measurement(row: Row) -> bool:
-    return _is_count(row.get("step")) if row.get("kind") in ("train", "eval") else True
+    return _is_count(row.get("step")) if row.get("kind") in ("train", "eval") else _has_step(row)
 
 
 def _is_event(row: Row) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiether.integrations import Row
 from aiether.training import _format as fmt
+from aiether.training._gaps import is_gap
 
 _COMMON = {
     "depth": "model/depth",
@@ -81,7 +82,7 @@ def history(arm_dir: Path) -> list[Entry]:
     for name, key in (("metrics.jsonl", "kind"), ("samples.jsonl", ""), ("events.jsonl", "event")):
         path = arm_dir / name
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        parsed = [json.loads(line) for line in lines]
+        parsed = [row for row in map(json.loads, lines) if not is_gap(row)]
         rows += [(str(row[key]) if key else "sample", row) for row in parsed]
     rows.sort(key=lambda pair: int(pair[1].get("step") or 0))
     return [entry for kind, row in rows if (entry := entry_of(kind, row))]
