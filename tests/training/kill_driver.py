@@ -63,6 +63,7 @@ KILLS: dict[str, Callable[[], None]] = {
     "checkpoint-half-written": lambda: kill_at_call(_checkpoint, "save_file", call=4, of=_checkpoint.MOMENTS),
     "checkpoint-not-renamed": lambda: kill_at_call(Path, "rename", call=5, of=".step-"),
     "snapshot-half-written": lambda: kill_at_call(Path, "replace", call=7, of=".step-"),
+    "model-half-exported": lambda: kill_at_call(Path, "rename", call=1, of=".final."),
     "model-exported": lambda: kill_at_call(arms, "write_json", call=1, of="result.json"),
     "baseline-trained": lambda: kill_at_call(arms, "export", call=2),
     "random-1": lambda: kill_during_step(1, 3, 20),

@@ -142,7 +142,13 @@ def left_over(run_dir: Path) -> list[Path]:
     "kills",
     [
         ("growth", "checkpoint-half-written"),
-        ("checkpoint-not-renamed", "snapshot-half-written", "model-exported", "baseline-trained"),
+        (
+            "checkpoint-not-renamed",
+            "snapshot-half-written",
+            "model-half-exported",
+            "model-exported",
+            "baseline-trained",
+        ),
         ("random-1", "random-2"),
     ],
     ids=" ".join,

@@ -2,7 +2,7 @@
 
 from ._checkpoint import Checkpoint, CheckpointStore
 from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full
-from ._files import write_json
+from ._files import whole_folder, write_json
 from ._grow import grow
 from ._grow_report import FunctionChange, GrowthReport
 from ._growth_callback import GrowthCallback
@@ -45,6 +45,7 @@ __all__ = [
     "is_disk_full",
     "raise_interrupts",
     "read_mapping",
+    "whole_folder",
     "without_progress_bars",
     "write_json",
 ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,30 @@ def write_json(path: Path, value: Any) -> None:
     finally:
         temporary.unlink(missing_ok=True)  # what a full disk left of it
     sync_file(path.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path` to write into; in the end it is synced and takes that place.
+
+    If the block raises, nothing of it stays and `path` is as it was. A kill leaves the old folder, the new
+    one or (between two renames) none, never a part.
+    """
+    temporary, old = (path.with_name(f".{path.name}.{ending}") for ending in ("tmp", "old"))
+    for left_over in (temporary, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for entry in (*temporary.rglob("*"), temporary):
+            sync_file(entry)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        sync_file(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def seal(path: Path) -> list[int]:

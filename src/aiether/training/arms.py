@@ -15,7 +15,15 @@ from transformers import PreTrainedModel
 from aiether.data import PackedData, TokenWindows
 from aiether.evaluation import flops_per_token
 from aiether.growth import GrowthConfig, planned_depth
-from aiether.integrations import Row, Workload, check_memory, fit, without_progress_bars, write_json
+from aiether.integrations import (
+    Row,
+    Workload,
+    check_memory,
+    fit,
+    whole_folder,
+    without_progress_bars,
+    write_json,
+)
 
 from .config import TrainConfig
 from .model import build_model
@@ -196,16 +204,11 @@ def static_steps(config: TrainConfig, data: PackedData, *, depth: int, flops: in
 
 def export(model: PreTrainedModel, tokenizer_dir: Path | None, directory: Path) -> None:
     """Write the model and its tokenizer as a folder that `from_pretrained` loads without aiether."""
-    temporary = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     model.config.use_cache = True  # off while training; generation wants it
     try:
-        with without_progress_bars():
-            model.save_pretrained(temporary)
-        if tokenizer_dir is not None:
-            shutil.copytree(tokenizer_dir, temporary, dirs_exist_ok=True)
-        shutil.rmtree(directory, ignore_errors=True)
-        temporary.rename(directory)
+        with whole_folder(directory) as folder, without_progress_bars():
+            model.save_pretrained(folder)
+            if tokenizer_dir is not None:
+                shutil.copytree(tokenizer_dir, folder, dirs_exist_ok=True)
     finally:
         model.config.use_cache = False
-        shutil.rmtree(temporary, ignore_errors=True)  # what a full disk left of it
