@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import signal
 import subprocess
 import sys
@@ -22,6 +20,8 @@ import time
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from _machine import about
 
 RESULT = Path(__file__).parent / "results" / "data_large.json"
 _SAMPLE_S = 0.1
@@ -141,12 +141,7 @@ def main() -> None:
     if arguments.child:
         child(*arguments.child)
         return
-    result: dict[str, Any] = {
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "rows": [],
-    }
+    result: dict[str, Any] = about(seeds=[], more_versions=["tokenizers"]) | {"rows": []}  # nothing is drawn
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for number, megabytes in enumerate(arguments.megabytes):
             result["rows"].append(measure(megabytes, Path(folder), compare=number == 0))

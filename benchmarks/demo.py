@@ -6,9 +6,9 @@ make demo && python benchmarks/demo.py
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
+from _machine import about
 from aiether.training.report import save_hero_figure
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,10 +25,7 @@ def main() -> None:
         "static": static,
         "growths": [{key: e[key] for key in kept} for e in events if e["event"] == "growth"],
         "environment": json.loads((RUN / "environment.json").read_text()),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=REPOSITORY
-        ).stdout.strip(),
-        "seed": 0,
+        **about(seeds=[0]),
     }
     (REPOSITORY / "benchmarks" / "results" / "demo.json").write_text(json.dumps(result, indent=2) + "\n")
     save_hero_figure(RUN, REPOSITORY / "docs" / "assets" / "demo.svg")

@@ -18,7 +18,6 @@ import io
 import json
 import lzma
 import os
-import platform
 import random
 import shutil
 import signal
@@ -28,7 +27,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ import yaml
 import zstandard
 from hypothesis import strategies as st
 
+from _machine import about
 from aiether.cli import main as aiether
 from aiether.training.config import setting_types
 
@@ -72,6 +71,8 @@ SIZES |= {"history_window_size", "compile", "baseline", "eval_batches"}
 """Settings for which no valid value but a tiny one is drawn."""
 OWN = {"output_dir", "cache_dir", "dataset_path"}
 """Settings that an example sets itself, or the disk fills with folders of odd names."""
+SEED = 0
+"""Of the text that the examples start from; hypothesis draws without a seed."""
 STATUSES = (0, 2, 3)
 TIMEOUT_S = 60
 KINDS = {"config": 0.3, "flags": 0.3, "data": 0.2, "damage": 0.2}
@@ -300,7 +301,7 @@ class Bench:
     interrupted: Path = Path()
 
     def prepare(self) -> None:
-        chance = random.Random(0)
+        chance = random.Random(SEED)
         words = ["".join(chance.choices("abcdefgh", k=chance.randint(2, 6))) for _ in range(60)]
         documents = (" ".join(chance.choices(words, k=30)) for _ in range(60))
         self.text.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
@@ -493,11 +494,11 @@ def main() -> int:
     options = parser.parse_args()
     out = options.out.resolve()
     torch.set_num_threads(1)
-    started = time.perf_counter()
+    told, started = about(seeds=[SEED], more_versions=["hypothesis"]), time.perf_counter()
     with open_bench() as bench:
         tallies = fuzz(bench, {kind: round(options.examples * share) for kind, share in KINDS.items()})
     failures = [failure for tally in tallies.values() for failure in tally.failures]
-    result = {
+    result = told | {
         "examples": sum(tally.examples for tally in tallies.values()),
         "failures": failures,
         "kinds": {
@@ -505,8 +506,6 @@ def main() -> int:
             for kind, tally in tallies.items()
         },
         "elapsed_s": round(time.perf_counter() - started, 1),
-        "versions": {name: version(name) for name in ("aiether", "hypothesis", "torch", "transformers")}
-        | {"python": platform.python_version()},
     }
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for failure in failures:

@@ -12,13 +12,14 @@ import argparse
 import ctypes
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from _machine import about
 
 if TYPE_CHECKING:
     from aiether.geometry.trajectory import Storage
@@ -30,6 +31,7 @@ for _variable in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
 
 NUM_SNAPSHOTS = 15
 K = 10
+SEED = 0
 WIDTH = 768
 GPT2_SMALL_BLOCK = {
     "ln_1.weight": (WIDTH,),
@@ -69,7 +71,7 @@ def weights(model: str) -> Iterator[dict[str, Any]]:
     """Weights along a path like training's: a drift that slows down, under noise."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     point = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in MODELS[model].items()}
     drift = {name: 1e-3 * torch.randn(value.shape, generator=generator) for name, value in point.items()}
     for step in range(1000):
@@ -178,9 +180,7 @@ def compare(model: str, threads: int) -> dict[str, Any]:
 
 
 def measure_all(threads: int) -> dict[str, Any]:
-    import numpy as np
-    import torch
-
+    told = about(seeds=[SEED], more_versions=["numpy"])
     block = "gpt2_small_block"
     watching = {
         model: {
@@ -188,25 +188,13 @@ def measure_all(threads: int) -> dict[str, Any]:
         }
         for model in MODELS
     }
-    return {
+    return told | {
         "num_snapshots": NUM_SNAPSHOTS,
         "k_subspace": K,
         "num_parameters": {model: num_parameters(model) for model in MODELS},
-        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "versions": {"torch": torch.__version__, "numpy": np.__version__},
         "against_full_svd": [compare(block, count) for count in sorted({1, threads})],
         "watching": {"threads": threads, **watching},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
     }
-
-
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

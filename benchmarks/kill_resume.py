@@ -15,18 +15,17 @@ import hashlib
 import json
 import multiprocessing
 import os
-import platform
 import random
 import runpy
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from _machine import about
 
 SETTINGS: dict[str, Any] = {
     "n_layer": 1,
@@ -191,23 +190,6 @@ def kill_and_resume(folder: Path, num_kills: int, seed: int) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpu = names[0].partition(":")[2].strip() if names else platform.processor()
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version()}
-
-
-def commit() -> dict[str, Any]:
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    return {
-        "commit": git("rev-parse", "HEAD"),
-        "source_modified": bool(git("status", "--porcelain", "../src")),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=20)
@@ -215,11 +197,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kill_resume.json")
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    versions = {name: version(name) for name in ("aiether", "torch", "transformers")}
-    about = {"machine": machine(), "versions": versions, **commit(), "seed": arguments.seed}
+    told = about(seeds=[arguments.seed])
     with tempfile.TemporaryDirectory(prefix="aiether-kills-") as folder:
         measured = kill_and_resume(Path(folder), arguments.kills, arguments.seed)
-    results = about | {"settings": SETTINGS} | measured
+    results = told | {"settings": SETTINGS} | measured
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")
     verdict = "equal to the undisturbed run in every bit" if results["equal"] else results["different"]

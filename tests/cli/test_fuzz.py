@@ -21,7 +21,9 @@ def fuzz() -> Iterator[Any]:
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))  # as where a script is started
+        specification.loader.exec_module(module)
     yield module
     del sys.modules[specification.name]
 
