@@ -19,6 +19,7 @@ import json
 import lzma
 import os
 import random
+import runpy
 import shutil
 import signal
 import sys
@@ -40,22 +41,15 @@ from _machine import about
 from aiether.cli import main as aiether
 from aiether.training.config import setting_types
 
-TINY: dict[str, Any] = {
-    "n_layer": 1,
-    "max_layers": 2,
-    "n_head": 2,
-    "n_embd": 16,
-    "context_length": 16,
-    "vocab_size": 300,
+_TESTS = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "training" / "tiny_run.py"))
+as_flags: Callable[[Mapping[str, Any]], list[str]] = _TESTS["as_flags"]
+TINY: dict[str, Any] = _TESTS["TINY_RUN"] | {
     "max_steps": 2,
     "batch_size": 2,
     "eval_batches": 1,
     "validation_fraction": 0.2,
-    "trigger": "fixed",
-    "growth_fractions": [0.5],
     "eval_interval_steps": 1,
     "save_interval_steps": 1,
-    "device": "cpu",
 }
 SIZES = {
     "max_steps",
@@ -326,10 +320,7 @@ class Bench:
 
     def flags(self, settings: dict[str, Any], out: Path, text: Path | None = None) -> list[str]:
         own = {"dataset_path": text or self.text, "output_dir": out, "cache_dir": self.root / "cache"}
-        words: list[str] = []
-        for name, value in {**settings, **own}.items():
-            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        return words
+        return as_flags({**settings, **own})
 
     def config(self, content: bytes) -> Outcome:
         file = self.root / "config.yaml"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests.training.corpus import write_corpus
+from tests.training.tiny_run import TINY_RUN, as_flags
 
 from aiether.cli import main
 
-TINY = "--n_layer 1 --max_layers 2 --n_head 2 --n_embd 16 --context_length 16 --vocab_size 300 --max_steps 2"
-TINY += " --batch_size 2 --eval_batches 1 --validation_fraction 0.2 --device cpu --trigger never"
+SMALL = {"max_steps": 2, "batch_size": 2, "eval_batches": 1, "validation_fraction": 0.2, "trigger": "never"}
+TINY = as_flags(TINY_RUN | SMALL)
 
 FLAGS = {
     "--n_embd 15": "n_embd is 15, not a multiple of n_head (2): change one of them",
@@ -75,7 +76,7 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("flags", FLAGS)
 def test_flags(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
-    base = [*TINY.split(), "--dataset_path", "words.txt", "--cache_dir", "cache"]
+    base = [*TINY, "--dataset_path", "words.txt", "--cache_dir", "cache"]
     assert FLAGS[flags] in refused(["train", *base, *flags.split()], capsys)
 
 
@@ -94,7 +95,7 @@ def test_a_prompt_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
 def test_data(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content, message = DATA[name]
     (here / name).write_bytes(content)
-    base = [*TINY.split(), "--cache_dir", "cache"]
+    base = [*TINY, "--cache_dir", "cache"]
     assert message in refused(["train", *base, "--dataset_path", name], capsys)
 
 
@@ -104,7 +105,7 @@ def test_a_pipe_in_a_folder_does_not_hang(here: Path, capsys: pytest.CaptureFixt
 
     (here / "texts").mkdir()
     os.mkfifo(here / "texts" / "pipe.txt")
-    said = refused(["train", *TINY.split(), "--dataset_path", "texts", "--cache_dir", "cache"], capsys)
+    said = refused(["train", *TINY, "--dataset_path", "texts", "--cache_dir", "cache"], capsys)
     assert "pipe.txt cannot be read" in said
 
 

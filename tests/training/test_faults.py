@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.training.corpus import write_corpus
+from tests.training.tiny_run import TINY_RUN, as_flags
 
 from aiether.cli import main
 from aiether.integrations import _lock
@@ -25,26 +26,17 @@ from aiether.training.recorder import JsonLines, Recorder
 from aiether.training.report._facts import gaps
 from aiether.training.report._run import load_run
 
-SETTINGS: dict[str, Any] = {
-    "n_layer": 1,
-    "max_layers": 2,
-    "n_head": 2,
-    "n_embd": 16,
-    "context_length": 16,
-    "vocab_size": 300,
+SETTINGS: dict[str, Any] = TINY_RUN | {
     "validation_fraction": 0.1,
     "max_steps": 16,
     "batch_size": 4,
     "lr_warmup_steps": 2,
-    "trigger": "fixed",
-    "growth_fractions": 0.5,
     "collect_interval_steps": 2,
     "eval_interval_steps": 4,
     "eval_batches": 2,
     "log_interval_steps": 1,
     "save_interval_steps": 3,
     "dropout": 0.0,
-    "device": "cpu",
 }
 
 
@@ -63,7 +55,7 @@ def train(data: dict[str, str]) -> Iterator[Train]:
 
     def command(run_dir: Path | None, **settings: Any) -> int:
         given = {**SETTINGS, **data, **settings} | ({"output_dir": run_dir} if run_dir else {})
-        return main(["train", *(f"--{name}={value}" for name, value in given.items())])
+        return main(["train", *as_flags(given)])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "write_report", lambda directory: directory / "report.html")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import yaml
 from tests.training.corpus import write_corpus
+from tests.training.tiny_run import TINY_RUN, as_flags
 
 from aiether.cli import main
 from aiether.training.run_folder import CONTENTS, check_output_dir
 
-TINY = "--n_layer 1 --max_layers 2 --n_head 2 --n_embd 16 --context_length 16 --vocab_size 300 --max_steps 4"
-TINY += " --batch_size 2 --eval_batches 1 --validation_fraction 0.2 --device cpu --trigger fixed"
-TINY += " --growth_fractions 0.5 --eval_interval_steps 2 --save_interval_steps 2 --baseline static"
+TINY = as_flags(TINY_RUN | {"max_steps": 4, "batch_size": 2, "eval_batches": 1, "validation_fraction": 0.2})
+TINY += ["--eval_interval_steps", "2", "--save_interval_steps", "2", "--baseline", "static"]
 Tell = Callable[..., str]
 
 
@@ -24,7 +24,7 @@ Tell = Callable[..., str]
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     data = ["--dataset_path", str(write_corpus(folder / "words.txt")), "--cache_dir", str(folder / "cache")]
-    assert main(["train", *TINY.split(), *data, "--output_dir", str(folder / "run")]) == 0
+    assert main(["train", *TINY, *data, "--output_dir", str(folder / "run")]) == 0
     return folder / "run"
 
 

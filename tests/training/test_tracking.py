@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.training.corpus import write_corpus
+from tests.training.tiny_run import TINY_RUN
 
 from aiether.cli import main
 from aiether.training import run as job
@@ -24,18 +25,11 @@ from aiether.training.tracking import TRACKERS, TrackedRun, Tracking, check_trac
 from aiether.training.tracking._rows import Entry, entry_of
 
 STEPS, KILLED_AT = 12, 8
-SETTINGS: dict[str, Any] = {
-    "n_layer": 1,
-    "max_layers": 2,
-    "n_head": 2,
-    "n_embd": 16,
-    "context_length": 16,
-    "vocab_size": 300,
+SETTINGS: dict[str, Any] = TINY_RUN | {
     "validation_fraction": 0.1,
     "max_steps": STEPS,
     "batch_size": 4,
     "lr_warmup_steps": 2,
-    "trigger": "fixed",
     "growth_fractions": [0.4],
     "collect_interval_steps": 1,
     "eval_interval_steps": 4,
@@ -45,7 +39,6 @@ SETTINGS: dict[str, Any] = {
     "baseline": "static",
     "sample_prompt": "ab",
     "tracking_project": "tests",
-    "device": "cpu",
 }
 SCALARS = {
     "train": {
