@@ -6,23 +6,31 @@ import errno
 import importlib
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.training.corpus import write_corpus
+from tests.training.fake_wandb import FakeWandb
 from tests.training.tiny_run import TINY_RUN
 
 from aiether.cli import main
 from aiether.training import run as job
 from aiether.training.config import TrainConfig, resolve
+from aiether.training.recorder import Recorder
 from aiether.training.tracking import TRACKERS, TrackedRun, Tracking, check_trackers
 from aiether.training.tracking._rows import Entry, entry_of
+from aiether.training.tracking._wandb_file import holds_its_end, records
 
 STEPS, KILLED_AT = 12, 8
 SETTINGS: dict[str, Any] = TINY_RUN | {
@@ -182,20 +190,8 @@ def test_wandb_holds_the_records_in_one_folder_to_sync(run_dir: Path, arm: str) 
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of a .wandb file: LevelDB's log format (blocks of 32 KiB) after a header of 7 bytes."""
     wandb_internal_pb2: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
-
-    content, at, record = path.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        record += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            yield wandb_internal_pb2.Record.FromString(record)
-            record = b""
+    yield from map(wandb_internal_pb2.Record.FromString, records(path))
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -376,6 +372,140 @@ def test_records_that_go_back_in_mid_run_open_the_trackers_anew(tmp_path: Path) 
         tracking.observe("train", {"step": 2, "loss": 0.5})
     assert [memory.closed for memory in opened] == [False, False]
     assert [entry.values["train/loss"] for entry in opened[1].entries] == [1.0, 0.5]
+
+
+# --- faults of the libraries themselves ---------------------------------------------------------------
+
+
+def feed(tracking: Tracking, steps: range) -> None:
+    for step in steps:
+        tracking.observe("train", {"step": step, "loss": 1.0 / step})
+        tracking.observe("eval", {"step": step, "eval_loss": 1.0 / step})
+
+
+def the_warning(said: list[str], name: str) -> str:
+    (warning,) = [text for text in said if text.startswith("warning: ")]
+    assert warning.startswith(f"warning: tracking with {name} has stopped (")
+    assert warning.endswith("metrics.jsonl has every row")
+    assert "\n" not in warning
+    return warning
+
+
+def test_a_run_outlives_trackers_whose_files_go_in_the_middle(
+    environment: Path, data: dict[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("tensorboard", "trackio"):
+        pytest.importorskip(name)
+    run_dir, (database,) = tmp_path / "run", (environment / "trackio",)
+    original = Recorder.on_step
+
+    def on_step(self: Recorder, step: int, train_seconds: float) -> None:
+        original(self, step, train_seconds)
+        if step == 5:
+            shutil.rmtree(run_dir / "tensorboard")
+            for path in database.glob("faults.db*"):
+                path.write_bytes(b"no database" * 100)
+
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # trackio's own, from its thread; and TensorBoard's thread that ends
+        patch.setattr(Recorder, "on_step", on_step)
+        patch.setattr(threading, "excepthook", lambda _: None)
+        trackers = ["tensorboard", "trackio"]
+        more = {"report_to": trackers, "baseline": "none", "tracking_project": "faults"}
+        assert job.train(_settings(data, run_dir, **more)).status == "finished"
+    trained = [row["step"] for row in rows(run_dir / "metrics.jsonl") if row["kind"] == "train"]
+    assert trained == list(range(1, STEPS + 1))
+    said = " ".join(capfd.readouterr().out.split())
+    for name in trackers:
+        assert said.count(f"warning: tracking with {name} has stopped (") == 1
+
+
+def test_trackio_that_kept_fewer_rows_is_told(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trackio")
+    folder = tmp_path / "trackio"
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", folder)
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", folder)
+    said: list[str] = []
+    with Tracking(tracked(tmp_path), {"trackio": TRACKERS["trackio"]}, said.append) as tracking:
+        tracking.observe("stage", {})
+        feed(tracking, range(1, 4))
+        deadline = time.monotonic() + 10
+        while not (found := list(folder.glob("*.db"))) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1.5)  # its thread writes twice a second
+        assert found
+        shutil.rmtree(folder)
+        feed(tracking, range(4, 6))
+    assert "(OSError: it holds 4 of 10 rows)" in the_warning(said, "trackio")
+
+
+def test_wandb_whose_process_dies_is_left_and_the_next_arm_has_it_again(
+    environment: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("wandb")
+    said: list[str] = []
+    with Tracking(tracked(tmp_path), {"wandb": TRACKERS["wandb"]}, said.append) as tracking:
+        tracking.observe("stage", {})
+        feed(tracking, range(1, 4))
+        for child in psutil.Process().children(recursive=True):
+            if child.name().startswith("wandb"):
+                child.kill()
+        feed(tracking, range(4, 40))
+    the_warning(said, "wandb")
+    said.clear()
+    arm_dir = tmp_path / "static"
+    arm_dir.mkdir()
+    with Tracking(tracked(arm_dir), {"wandb": TRACKERS["wandb"]}, said.append) as tracking:
+        tracking.observe("stage", {})
+        feed(tracking, range(1, 4))
+    assert [text for text in said if text.startswith("warning")] == []
+    (path,) = arm_dir.glob("wandb/offline-run-*/run-*.wandb")
+    assert holds_its_end(path, within_s=0.0)
+    path.write_bytes(path.read_bytes()[:-1])  # as a full disk leaves it
+    assert not holds_its_end(path, within_s=0.0)
+    path.write_bytes(path.read_bytes()[:7])
+    assert not holds_its_end(path, within_s=0.0)
+
+
+@pytest.mark.parametrize("network", ["whole", "gone"])
+def test_wandb_on_line_gets_the_rows_or_is_left_after_a_while(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    said: list[str] = []
+    with FakeWandb() as server:
+        wandb.teardown()  # it reads its settings once a process
+        settings = {"WANDB_MODE": "online", "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("aiether.training.tracking._wandb.FINISH_TIMEOUT_S", 2.0)
+        try:
+            with Tracking(tracked(tmp_path), {"wandb": TRACKERS["wandb"]}, said.append) as tracking:
+                tracking.observe("stage", {})
+                feed(tracking, range(1, 4))
+                if network == "gone":
+                    server.go_away()
+                feed(tracking, range(4, 6))
+        finally:
+            wandb.teardown()
+    if network == "gone":
+        assert "(TimeoutError: not all rows got through; later, `wandb sync " in the_warning(said, "wandb")
+    else:
+        assert [text for text in said if text.startswith("warning")] == []
+        assert {row["_step"]: row["train/loss"] for row in server.history} == {
+            step: 1.0 / step for step in range(1, 6)
+        }
+
+
+def test_a_damaged_record_costs_a_tracker_and_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "st\n')
+    said: list[str] = []
+    with Tracking(tracked(tmp_path), {"memory": lambda _: Memory()}, said.append) as tracking:
+        tracking.observe("stage", {})
+        tracking.observe("train", {"step": 2, "loss": 0.5})
+    the_warning(said, "memory")
 
 
 def test_a_run_that_fails_closes_its_trackers_as_failed(tmp_path: Path) -> None:

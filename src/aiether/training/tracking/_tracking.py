@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,11 +96,11 @@ class Tracking:
         if self.opened:
             return
         self.opened = True
-        past = history(self.run.arm_dir) if self.openers else []
         for name, opener in self.openers.items():
-            self._try(name, self._open_one, name, opener, past)
+            self._try(name, self._open_one, name, opener)
 
-    def _open_one(self, name: str, opener: OpenTracker, past: Sequence[Entry]) -> None:
+    def _open_one(self, name: str, opener: OpenTracker) -> None:
+        past = history(self.run.arm_dir)
         tracker = self.trackers[name] = opener(self.run)
         for entry in past:
             if entry.step >= tracker.first_step:
@@ -112,7 +112,8 @@ class Tracking:
             action(*arguments)
         except Exception as error:  # noqa: BLE001 - whatever a library raises, a run must not die of its chart
             self.trackers.pop(name, None)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             self.say(
-                f"warning: tracking with {name} has stopped ({type(error).__name__}: {error}); training goes "
-                f"on, and {self.run.arm_dir / 'metrics.jsonl'} has every row"
+                f"warning: tracking with {name} has stopped ({reason}); training goes on, and "
+                f"{self.run.arm_dir / 'metrics.jsonl'} has every row"
             )

@@ -26,6 +26,7 @@ class Trackio:
         import trackio
 
         self.where = f"trackio show --project {run.project}"
+        self.project, self.rows = run.project, 0
         for old in _runs(run.project):
             if old.name == run.name and (old.config or {}).get(_ID) == run.id:
                 old.delete()
@@ -50,12 +51,18 @@ class Trackio:
 
     def log(self, entry: Entry) -> None:
         self.run.log({**entry.values, **entry.texts}, step=entry.step)
+        self.rows += 1
 
     def close(self, *, failed: bool) -> None:
+        """Raises OSError if trackio did not keep all rows: it writes them later, and only warns."""
         import trackio
+        from trackio.sqlite_storage import SQLiteStorage
 
         with contextlib.redirect_stdout(io.StringIO()):
             trackio.finish()  # the current run is ours: one is open at a time
+        kept = SQLiteStorage.get_log_count(self.project, run_id=self.run.id)
+        if kept < self.rows:
+            raise OSError(f"it holds {kept} of {self.rows} rows")
 
 
 def _runs(project: str) -> list[Any]:

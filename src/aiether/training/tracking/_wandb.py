@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ._rows import Entry, flat
 from ._tracking import TrackedRun
+from ._wandb_file import holds_its_end
+
+FINISH_TIMEOUT_S = 300.0
+"""So long a run that is done waits for a network that is gone; W&B's own default is for ever."""
 
 
 class WeightsAndBiases:
@@ -33,14 +38,14 @@ class WeightsAndBiases:
             config=dict(flat(run.settings)),
             resume="allow",
             reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(console="off", silent=True, **_patience()),
         )
+        self.folder = Path(self.run.dir).resolve().parent
         self.where = self.run.url or "offline"
         if self.run.offline:
-            own = Path(self.run.dir).resolve()
-            self.where = f"wandb sync {own.parent} publishes it"
+            self.where = f"wandb sync {self.folder} publishes it"
             for stale in (run.run_dir / "wandb").glob(f"offline-run-*-{run.id}"):
-                if not own.is_relative_to(stale.resolve()):
+                if self.folder != stale.resolve():
                     shutil.rmtree(stale)
         self.first_step: int = self.run.step
 
@@ -67,7 +72,35 @@ class WeightsAndBiases:
 
     def log(self, entry: Entry) -> None:
         """Both of a step's rows make one; a growth whose step is already closed goes into the next."""
-        self.run.log({**entry.values, **entry.texts}, step=max(entry.step, self.first_step))
+        try:
+            self.run.log({**entry.values, **entry.texts}, step=max(entry.step, self.first_step))
+        except OSError:
+            _leave_service()
+            raise
 
     def close(self, *, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+        """Raises OSError if W&B did not get or keep all rows."""
+        try:
+            self.run.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            raise TimeoutError(f"not all rows got through; later, `wandb sync {self.folder}`") from error
+        except Exception:
+            _leave_service()
+            raise
+        if self.run.offline and not holds_its_end(self.folder / f"run-{self.run.id}.wandb", within_s=5.0):
+            raise OSError(f"{self.folder} lacks rows; was the disk full?")
+
+
+def _patience() -> dict[str, Any]:
+    """Settings that end the wait for a network, unless the user has set their own."""
+    if "WANDB_FINISH_TIMEOUT" in os.environ:
+        return {}
+    return {"finish_timeout": FINISH_TIMEOUT_S, "finish_timeout_raises": True}
+
+
+def _leave_service() -> None:
+    """Let go of W&B's process, which is gone: the next run gets a new one, and this one ends in silence."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown(exit_code=1)
