@@ -41,6 +41,7 @@ class Hub:
 def hub(monkeypatch: pytest.MonkeyPatch, documents: list[str]) -> Hub:
     found = Hub([{"n": n, "body": text} for n, text in enumerate(documents)])
     monkeypatch.setattr(datasets, "load_dataset", found.load_dataset)
+    monkeypatch.setattr(_hub, "no_answer", lambda name, kind: None)
     return found
 
 

@@ -116,15 +116,29 @@ def test_a_name_on_the_hub_is_downloaded_without_its_weights(
     TRAINED.save(tmp_path / "snapshot")
     asked: list[str] = []
 
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
+    def snapshot_download(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
         asked.extend([name, *allow_patterns])
         return str(tmp_path / "snapshot")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("aiether.data.tokenizer.no_answer", lambda name, kind: None)
     assert same(load_tokenizer("some/name"), TRAINED)
     assert tokenizer_hash("some/name") == tokenizer_hash(str(tmp_path / "snapshot"))
     assert asked[0] == "some/name"
     assert not [pattern for pattern in asked if "safetensors" in pattern or pattern == "*"]
+
+
+def test_without_a_network_a_name_in_the_hub_s_cache_serves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--some--name"
+    TRAINED.save(repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    assert same(load_tokenizer("some/name"), TRAINED)
 
 
 def test_the_original_files_of_gpt2_are_a_tokenizer(tmp_path: Path) -> None:

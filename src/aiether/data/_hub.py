@@ -15,6 +15,7 @@ from typing import Any
 import zstandard
 from filelock import FileLock
 
+from aiether.data._reach import no_answer
 from aiether.data._rows import no_column, row_text
 from aiether.data.config import DataConfig
 from aiether.data.sources import TextFiles
@@ -116,6 +117,8 @@ def _open(wanted: HubName) -> tuple[Any, int | None]:
     """The stream of rows, and how many there are where that is known."""
     import datasets  # heavy, and needed for this source alone
 
+    if error := no_answer(wanted.name, "dataset"):
+        raise ValueError(_unreachable(wanted, error)) from error
     try:
         stream: Any = datasets.load_dataset(wanted.name, wanted.config, split=wanted.split, streaming=True)
     except Exception as error:  # of several libraries: no network, no such name, configuration or split

@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from aiether.data._reach import no_answer
 from aiether.data._text import END_OF_TEXT
 from aiether.data.sources import file_hash
 
@@ -130,7 +131,10 @@ def tokenizer_hash(path: str) -> str:
 
 
 def _located(path: str) -> Path:
-    """The file or folder of that name; a name on the Hub is downloaded once, its tokenizer files alone."""
+    """The file or folder of that name; a name on the Hub is downloaded once, its tokenizer files alone.
+
+    Without a network it is taken from the Hub's own cache, where it lies there.
+    """
     location = Path(path).expanduser()
     if location.exists():
         return location
@@ -141,12 +145,17 @@ def _located(path: str) -> Path:
         )
     import huggingface_hub  # needed for a name alone
 
+    away = no_answer(path, "model")
     try:
-        return Path(huggingface_hub.snapshot_download(path, allow_patterns=list(_HUB_PATTERNS)))
-    except Exception as error:  # of several libraries: no network, no such name, no rights
+        found = huggingface_hub.snapshot_download(
+            path, allow_patterns=list(_HUB_PATTERNS), local_files_only=away is not None
+        )
+        return Path(found)
+    except Exception as error:  # of several libraries: no such name, no rights, not in the cache
+        reason = away or error
         raise ValueError(
             f"tokenizer {path!r} does not exist here, and as a name on the Hub it cannot be downloaded "
-            f"({(str(error) or type(error).__name__).splitlines()[0]}); check the name and the network, or "
+            f"({(str(reason) or type(reason).__name__).splitlines()[0]}); check the name and the network, or "
             "give a tokenizer.json or a folder (where there is a network: "
             f"AutoTokenizer.from_pretrained({path!r}).save_pretrained(folder))"
         ) from error
