@@ -6,8 +6,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,14 +43,14 @@ def silent() -> Iterator[str]:
 )
 @pytest.mark.parametrize("kind", ["refusing", "silent"])
 def test_a_name_is_refused_within_seconds(
-    hub: pytest.MonkeyPatch, silent: str, tmp_path: Path, settings: dict[str, str], named: str, kind: str
+    hub: pytest.MonkeyPatch, silent: str, tmp_path: Path, settings: dict[str, Any], named: str, kind: str
 ) -> None:
     hub.setattr("huggingface_hub.constants.ENDPOINT", REFUSING if kind == "refusing" else silent)
     text = tmp_path / "text.txt"
     text.write_text("some text")
     started = time.monotonic()
     with pytest.raises(ValueError, match=named) as caught:
-        prepare(DataConfig(**{"dataset_path": str(text), "cache_dir": str(tmp_path / "cache"), **settings}))
+        prepare(replace(DataConfig(dataset_path=str(text), cache_dir=str(tmp_path / "cache")), **settings))
     assert time.monotonic() - started < 10
     assert ("refused" if kind == "refusing" else "timed out") in str(caught.value)
     assert "\n" not in str(caught.value)

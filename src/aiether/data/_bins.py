@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from aiether.data._hash import file_hash, shares
 from aiether.data._text import clear_errors
 from aiether.data.config import DataConfig
-from aiether.data.sources import file_hash
 from aiether.data.tokens import TokenFile, token_dtype
 
 _VALIDATION_NAMES = ("val.bin", "validation.bin")
@@ -29,11 +30,13 @@ class Bins:
     validation: TokenFile
     description: str
 
-    def content_hash(self) -> str:
-        """SHA-256 over the files, their dtype and where the sides part."""
+    def content_hash(self, on_read: Callable[[float], None]) -> str:
+        """SHA-256 over the files, their dtype and where the sides part; `on_read` receives the share read."""
         digest = hashlib.sha256(f"bins {self.train.dtype} {len(self.train)} {len(self.validation)}".encode())
-        for path in dict.fromkeys((self.train.path, self.validation.path)):
-            digest.update(file_hash(path))
+        paths = tuple(dict.fromkeys((self.train.path, self.validation.path)))
+        on_bytes = shares(paths, on_read)
+        for path in paths:
+            digest.update(file_hash(path, on_bytes))
         return digest.hexdigest()
 
 
@@ -126,10 +129,13 @@ def _refuse_other_dtype(tokens: TokenFile) -> None:
         )
 
 
-def max_id(bins: Bins) -> int:
-    """The highest id of both sides, read in stretches."""
-    return max(
-        int(tokens[start : start + _CHUNK].max())
-        for tokens in (bins.train, bins.validation)
-        for start in range(0, len(tokens), _CHUNK)
-    )
+def max_id(bins: Bins, on_read: Callable[[float], None]) -> int:
+    """The highest id of both sides, read in stretches; `on_read` receives the share read so far."""
+    highest, done, total = 0, 0, len(bins.train) + len(bins.validation)
+    for tokens in (bins.train, bins.validation):
+        for start in range(0, len(tokens), _CHUNK):
+            stretch = tokens[start : start + _CHUNK]
+            highest, done = max(highest, int(stretch.max())), done + len(stretch)
+            if done < total:
+                on_read(done / total)
+    return highest

@@ -78,7 +78,7 @@ def _with_common_tokenizer(config: DataConfig, progress: Progress) -> DataConfig
         )
     weights = config.dataset_weights or (1.0,) * len(text)
     shares = [weight / sum(weights) for weight in weights]
-    folder = config.cache_root / "tokenizers" / _tokenizer_key(config, text, shares)
+    folder = config.cache_root / "tokenizers" / _tokenizer_key(config, text, shares, progress)
     make_writable(folder.parent)
     with FileLock(folder.with_name(folder.name + ".lock")):
         if not folder.is_dir():
@@ -86,8 +86,11 @@ def _with_common_tokenizer(config: DataConfig, progress: Progress) -> DataConfig
     return replace(config, tokenizer=str(folder))
 
 
-def _tokenizer_key(config: DataConfig, sources: Sequence[Source], shares: Sequence[float]) -> str:
-    words = [f"{source.content_hash()} {share!r}" for source, share in zip(sources, shares, strict=True)]
+def _tokenizer_key(
+    config: DataConfig, sources: Sequence[Source], shares: Sequence[float], progress: Progress
+) -> str:
+    hashes = [source.content_hash(lambda fraction: progress("hashing", fraction)) for source in sources]
+    words = [f"{content} {share!r}" for content, share in zip(hashes, shares, strict=True)]
     words += [str(config.vocab_size), repr(config.validation_fraction)]
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:32]
 

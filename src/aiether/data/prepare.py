@@ -15,13 +15,14 @@ from typing import Any
 from filelock import FileLock
 
 from aiether.data._bins import Bins, max_id, open_bins
+from aiether.data._hash import file_hash, shares
 from aiether.data._hub import PREFIX, hub_source
 from aiether.data._pack import encode, start_of, write_tokens
 from aiether.data._scan import DOCUMENT_PIECE_SIZE, scan
 from aiether.data._work import WorkFolder
 from aiether.data.config import DataConfig
 from aiether.data.packed import PackedData
-from aiether.data.sources import Source, file_hash, find_source
+from aiether.data.sources import Source, find_source
 from aiether.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_hash, train_tokenizer
 from aiether.data.tokens import TokenFile, token_dtype
 
@@ -39,12 +40,13 @@ def silent(phase: str, fraction: float) -> None:
 def prepare_source(dataset_path: str | None, config: DataConfig, progress: Progress) -> PackedData:
     """The packed tokens of one source, from the cache or made now; see `prepare`."""
     source = open_source(dataset_path, config, progress)
-    folder = config.cache_root / "data" / _cache_key(config, source)
+    content = source.content_hash(lambda fraction: progress("hashing", fraction))
+    folder = config.cache_root / "data" / _cache_key(config, content)
     if not _is_complete(folder):
         make_writable(folder.parent)
         with FileLock(folder.with_name(folder.name + ".lock")):
             if not _is_complete(folder):
-                _prepare_folder(config, source, folder, progress)
+                _prepare_folder(config, source, content, folder, progress)
     return _load(folder, source)
 
 
@@ -69,9 +71,9 @@ def make_writable(folder: Path) -> None:
         ) from error
 
 
-def _cache_key(config: DataConfig, source: Source | Bins) -> str:
+def _cache_key(config: DataConfig, content: str) -> str:
     tokenizer = f"bpe {config.vocab_size}" if config.tokenizer is None else tokenizer_hash(config.tokenizer)
-    parts = (str(_FORMAT), source.content_hash(), tokenizer, repr(config.validation_fraction))
+    parts = (str(_FORMAT), content, tokenizer, repr(config.validation_fraction))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
@@ -108,7 +110,9 @@ def _load(folder: Path, source: Source | Bins) -> PackedData:
     )
 
 
-def _prepare_folder(config: DataConfig, source: Source | Bins, folder: Path, progress: Progress) -> None:
+def _prepare_folder(
+    config: DataConfig, source: Source | Bins, content: str, folder: Path, progress: Progress
+) -> None:
     """Make the prepared folder beside its place, then move it there. The caller holds the lock.
 
     What is unfinished stays when the process ends, and the next one goes on with it. Only data that cannot
@@ -117,7 +121,7 @@ def _prepare_folder(config: DataConfig, source: Source | Bins, folder: Path, pro
     work = WorkFolder(folder.with_name(f"{folder.name}.part"))
     try:
         if isinstance(source, Bins):
-            record = _check_bins(config, source, work.out)
+            record = _check_bins(config, source, work.out, progress)
         else:
             record = _write_out(config, source, work, progress)
     except ValueError:
@@ -129,8 +133,8 @@ def _prepare_folder(config: DataConfig, source: Source | Bins, folder: Path, pro
             f"{error.strerror or error}: prepared data is kept in {folder.parent}; free space there or name "
             "another cache_dir; started again, the preparation goes on where it was",
         ) from error
-    extra = b"" if not isinstance(source, Bins) else source.content_hash().encode()
-    _write_record(work.out, record, extra)
+    extra = b"" if not isinstance(source, Bins) else content.encode()
+    _write_record(work.out, record, extra, lambda fraction: progress("hashing", fraction))
     if folder.exists():  # incomplete, or this function would not have been called
         shutil.rmtree(folder)
     os.replace(work.out, folder)
@@ -172,10 +176,10 @@ def _write_out(config: DataConfig, source: Source, work: WorkFolder, progress: P
     }
 
 
-def _check_bins(config: DataConfig, bins: Bins, folder: Path) -> dict[str, Any]:
+def _check_bins(config: DataConfig, bins: Bins, folder: Path, progress: Progress) -> dict[str, Any]:
     """The record of tokens that are used in place, once every id is known to be in the vocabulary."""
     tokenizer = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    highest = max_id(bins)
+    highest = max_id(bins, lambda fraction: progress("checking the ids", fraction))
     if tokenizer is not None:
         if highest >= tokenizer.vocab_size:
             raise ValueError(
@@ -202,15 +206,17 @@ def _decoded_bytes(tokenizer: TextTokenizer, tokens: TokenFile) -> int:
     )
 
 
-def _write_record(folder: Path, record: dict[str, Any], extra: bytes) -> None:
+def _write_record(
+    folder: Path, record: dict[str, Any], extra: bytes, on_read: Callable[[float], None]
+) -> None:
     """Write data.json: the record, the size of every file and their common hash; all reach the disk.
 
     `extra` is hashed with them: what stands for tokens that lie elsewhere.
     """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "data.json")
-    digest = hashlib.sha256(extra)
+    digest, on_bytes = hashlib.sha256(extra), shares(files, on_read)
     for file in files:
-        digest.update(file.name.encode() + b"\0" + file_hash(file))
+        digest.update(file.name.encode() + b"\0" + file_hash(file, on_bytes))
         _flush(file)
     record |= {
         "fingerprint": digest.hexdigest(),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from aiether.data._hash import file_hash, shares
 from aiether.data._rows import ROW_READERS, Row, row_text
 from aiether.data._text import COMPRESSION_SUFFIXES, END_OF_TEXT, LINE_LIMIT, read_lines, split_documents
 from aiether.data.config import DataConfig
@@ -68,8 +69,8 @@ class Source(Protocol):
         """Whether sections are token ids instead of text."""
         ...
 
-    def content_hash(self) -> str:
-        """A hash of everything that `sections` depends on."""
+    def content_hash(self, on_read: ReadProgress) -> str:
+        """A hash of everything that `sections` depends on; `on_read` receives the share read so far."""
         ...
 
     def sections(self, limit: int, on_read: ReadProgress) -> Iterator[Section]:
@@ -89,11 +90,11 @@ class TextFiles:
     text_column: str = "text"
     is_tokenised: bool = False
 
-    def content_hash(self) -> str:
+    def content_hash(self, on_read: ReadProgress) -> str:
         """SHA-256 over the files as they lie on disk, the suffixes that tell how to open them, the column."""
-        digest = hashlib.sha256(b"text")
+        digest, on_bytes = hashlib.sha256(b"text"), shares(self.paths, on_read)
         for path in self.paths:
-            digest.update(file_hash(path) + path.suffix.lower().encode())
+            digest.update(file_hash(path, on_bytes) + path.suffix.lower().encode())
             if (kind := kind_suffix(path.name)) in ROW_READERS:
                 digest.update(f"{kind} {self.text_column}".encode())
         return digest.hexdigest()
@@ -155,12 +156,14 @@ class SavedDataset:
         """The path and the column that is read."""
         return f"{self.path} (column {'input_ids' if self.is_tokenised else self.text_column})"
 
-    def content_hash(self) -> str:
+    def content_hash(self, on_read: ReadProgress) -> str:
         """SHA-256 over the Arrow files, and the column read."""
         column = "input_ids" if self.is_tokenised else self.text_column
         digest = hashlib.sha256(f"dataset {column} {len(self.dataset)}".encode())
-        for file in sorted(self.path.glob("*.arrow")):
-            digest.update(file_hash(file))
+        files = sorted(self.path.glob("*.arrow"))
+        on_bytes = shares(files, on_read)
+        for file in files:
+            digest.update(file_hash(file, on_bytes))
         return digest.hexdigest()
 
     def sections(self, limit: int, on_read: ReadProgress) -> Iterator[Section]:
@@ -337,16 +340,3 @@ def _row_ids(row: dict[str, Any], index: int, path: Path) -> Ids:
 def _cut_ids(ids: Ids, limit: int) -> Iterator[Section]:
     for start in range(0, len(ids), limit):
         yield Section(ids[start : start + limit], start + limit >= len(ids))
-
-
-def file_hash(path: Path) -> bytes:
-    """SHA-256 of a file's bytes."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would never end
-            raise OSError("it is neither a file nor a link to one")
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read ({error.strerror or error}); check path and rights"
-        ) from error

@@ -12,9 +12,9 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from aiether.data._hash import file_hash
 from aiether.data._reach import no_answer
 from aiether.data._text import END_OF_TEXT
-from aiether.data.sources import file_hash
 
 _END_CANDIDATES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<|im_end|>")
 _FOLDER_PATTERNS = ("tokenizer*", "vocab*", "merges*", "special_tokens_map*", "added_tokens*", "*.model")
