@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 4,
     "lr_warmup_steps": 4,
     "optimizer": "muon",
+    "trigger": "geometric",
     "tau_crit": 1e-6,
     "kappa_crit": 1e-6,
     "pg_patience": 1,
