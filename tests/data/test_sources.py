@@ -168,3 +168,23 @@ class TestSavedDataset:
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         TextFiles((tmp_path / "gone.txt",), "gone").content_hash(lambda _: None)
+
+
+@pytest.mark.parametrize("offset", [-5, 2**30])
+@pytest.mark.parametrize("at", [1, 30, 60])
+def test_a_saved_dataset_whose_lengths_are_damaged_is_refused(
+    tmp_path: Path, documents: list[str], offset: int, at: int
+) -> None:
+    """The lengths lead outside of the file, where pyarrow would read."""
+    datasets.Dataset.from_dict({"text": documents}).save_to_disk(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.arrow")
+    offsets = np.cumsum([0, *(len(text.encode()) for text in documents)]).astype("<i4")
+    damaged = offsets.copy()
+    damaged[at] = offset
+    content = file.read_bytes()
+    assert content.count(offsets.tobytes()) == 1
+    file.write_bytes(content.replace(offsets.tobytes(), damaged.tobytes()))
+    source = find_source(str(tmp_path / "saved"), DataConfig())
+    with pytest.raises(ValueError, match=r"saved is damaged \(.*\); save the dataset again") as caught:
+        list(source.sections(1 << 20, lambda _: None))
+    assert "\n" not in str(caught.value)

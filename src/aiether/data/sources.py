@@ -168,7 +168,9 @@ class SavedDataset:
 
     def sections(self, limit: int, on_read: ReadProgress) -> Iterator[Section]:
         """See `Source`."""
+        stored = self.dataset.with_format("arrow")
         for start in range(0, len(self.dataset), _ROWS):
+            _check_rows(stored, start, self.path)
             batch = self.dataset[start : start + _ROWS]
             for offset in range(len(next(iter(batch.values())))):
                 row = {name: column[offset] for name, column in batch.items()}
@@ -179,6 +181,17 @@ class SavedDataset:
                     text = row_text(row[self.text_column], place, self.text_column)
                     yield from split_text(text, limit)
             on_read(min(1.0, (start + _ROWS) / len(self.dataset)))
+
+
+def _check_rows(stored: Any, start: int, path: Path) -> None:
+    """A damaged file can hold lengths that lead outside of it, and pyarrow would follow them."""
+    import pyarrow as pa
+
+    try:
+        stored[start : start + _ROWS].validate(full=True)
+    except (pa.ArrowException, OSError, SystemError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged ({reason}); save the dataset again") from error
 
 
 def split_text(text: str, limit: int) -> Iterator[Section]:
