@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import transformers
 
+from _machine import about
 from aiether.data import PackedData, TokenFile
 from aiether.evaluation import flops_per_token
 from aiether.integrations import fit
@@ -156,9 +157,7 @@ def main() -> None:
     data, steps, repeats = arguments.data, arguments.steps, arguments.repeats
     result: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "commit": arguments.commit or _commit(),
-        "seed": 0,
+        **about(seeds=[0], commit=arguments.commit),
         "grown": [],
     }
     for optimizer in arguments.optimizers:
@@ -167,12 +166,6 @@ def main() -> None:
     result["gpt2"] = gpt2(data, 60, repeats)
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result["gpt2"], indent=1))
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
 
 
 if __name__ == "__main__":

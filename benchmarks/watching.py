@@ -21,8 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import platform
-import subprocess
 import tempfile
 import threading
 import time
@@ -35,8 +33,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
+from _machine import about
 from aiether.data import PackedData, TokenWindows, prepare
 from aiether.growth import GrowthController
 from aiether.integrations import RunObserver, fit
@@ -260,6 +258,7 @@ def main() -> None:
     )
     parser.add_argument("--blocks", type=int, default=8, help="of 100 steps, after the windows are full")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--commit", default=None, help="where the tree is no git checkout")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -267,14 +266,9 @@ def main() -> None:
     if arguments.device == "cpu":
         torch.set_num_threads(1)
     base = replace(resolve("recommended", {}, shape), device=arguments.device)
+    where = about(seeds=[base.seed], commit=arguments.commit)
     run = measure(base, arguments.blocks)
-    result = {
-        "run": run,
-        "machine": {"processor": _cpu_name(), "threads": torch.get_num_threads()},
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "commit": _commit(),
-        "seed": base.seed,
-    }
+    result = {"run": run, "threads": torch.get_num_threads(), **where}
     name = "watching" if arguments.device == "cpu" else "watching_gpu"
     out = arguments.out or Path("benchmarks/results") / f"{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -284,19 +278,6 @@ def main() -> None:
     low, high = run["interval_95"]
     print(f"{arguments.blocks} blocks of {BLOCK_STEPS} steps: {run['overhead']:+.2%}")
     print(f"95 % of resamplings: {low:+.2%} to {high:+.2%}")
-
-
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str:
-    return subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
 
 
 if __name__ == "__main__":
