@@ -7,6 +7,7 @@ from .controller import GrowthController
 from .families import FAMILIES, Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, initialise_output_projections
 from .lineage import LayerRecord, Lineage
+from .matching import check_blocks_match, index_attributes
 from .migrate import (
     Migration,
     TrainingState,
@@ -17,11 +18,13 @@ from .migrate import (
     new_moments,
     origins,
     renames,
+    training_family,
 )
 from .plan import (
     PLACEMENTS,
     GrowthPlan,
     LayerOrigin,
+    PlanPlacement,
     depth_of,
     depth_schedule,
     frontier,
@@ -59,9 +62,11 @@ __all__ = [
     "Migration",
     "Observation",
     "Phases",
+    "PlanPlacement",
     "TrainingState",
     "TriggerState",
     "block_tensors",
+    "check_blocks_match",
     "check_depth",
     "decide",
     "depth_of",
@@ -70,6 +75,7 @@ __all__ = [
     "frontier",
     "grow_config",
     "growth_warnings",
+    "index_attributes",
     "initialise_output_projections",
     "make_layer",
     "migrate",
@@ -80,4 +86,5 @@ __all__ = [
     "planned_depth",
     "relative_improvement",
     "renames",
+    "training_family",
 ]

@@ -153,7 +153,9 @@ def _prepare(
     final_depth: int,
     seed: int,
 ) -> _Job:
-    family = family_of(config.full)
+    folder = DistributedFolder(source.path) if source.kind == "distributed" else None
+    tensors = folder.model if folder else source.tensors()
+    family = family_of(config.full, names=tensors)
     depth = family.depth(config.full)
     if to_layers <= depth:
         raise ValueError(f"to_layers is {to_layers}, the model has {depth} layers already: ask for more")
@@ -161,8 +163,6 @@ def _prepare(
         raise ValueError(f"max_layers is {final_depth}, below to_layers ({to_layers}): raise it")
     plan = GrowthPlan(depth, PLACEMENTS[growth.placement](depth, to_layers), growth.init, growth.placement)
     after = grow_config(config.full, plan, family)
-    folder = DistributedFolder(source.path) if source.kind == "distributed" else None
-    tensors = folder.model if folder else source.tensors()
     state = TrainingState(config=config.full, tensors=tensors, step=source.step or 0)
     past = _past(source, history, growth)
     grown = GrownTensors(
