@@ -42,8 +42,8 @@ def _growth() -> list[str]:
         each = ", ".join(f"{saved:.0%}" for saved in best["flops_saved"])
         figure = (
             f"{fmean(best['flops_saved']):.0%} fewer FLOPs ({each}) and {fmean(best['seconds_saved']):.0%} "
-            f"less time than the tuned static run (12 layers of width {best['width']}, 1.4 tokens a parameter, "
-            "H100)"
+            f"less time than the tuned static run (12 layers of width {best['width']}, 1.4 tokens a "
+            "parameter, H100)"
         )
         rows.append(f"| Growth at equal loss, {name}, short runs | {figure} | {rerun} |")
     long = [end for end in ends if end.group == ("muon", 256, 0)]

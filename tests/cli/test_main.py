@@ -41,6 +41,7 @@ def test_help_names_every_command_quickly_and_without_torch(tmp_path: Path) -> N
         ("generate", "does-not-exist", "x"),
         ("generate",),
         ("report", "does-not-exist"),
+        ("triggers", "does-not-exist"),
     ],
     ids=" ".join,
 )

@@ -331,3 +331,29 @@ def test_snapshots_are_copies() -> None:
         tensor.zero_()
     after: dict[str, Tensor] = growth.trajectory.snapshot_items(10)
     assert equal(after, before)
+
+
+@pytest.mark.parametrize("trigger", ["fixed", "geometric"])
+def test_a_dry_run_measures_and_decides_and_never_grows(trigger: str) -> None:
+    settings: dict[str, Any] = {
+        "trigger": trigger,
+        "init": "copy",
+        "growth_fractions": (0.1,),
+        "protocol": "none",
+    }
+    settings |= {"tau_crit": 0.1, "kappa_crit": 0.1, "pg_threshold": 2.0}
+    wet, dry = controller(**settings), controller(**settings, dry_run=True)
+    state = fake_state(2)
+    decisions = []
+    for step in range(10, 151, 10):
+        wander(state, step, None)
+        for growth in (wet, dry):
+            if growth.wants_snapshot(step):
+                growth.snapshot(step, state.tensors)
+        decisions.append((wet.evaluate(step, 3.0), dry.evaluate(step, 3.0)))
+    assert any(wet.grow for wet, _ in decisions), "the trigger must have fired, or this shows nothing"
+    for wanted, told in decisions:
+        assert not told.grow
+        assert told.plan is None
+        assert ("dry run: the model would grow now" in told.reason) == wanted.grow
+    assert dry.last_metrics["tau"] is not None

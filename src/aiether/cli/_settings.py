@@ -81,6 +81,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "collect_interval_steps": "Steps between snapshots.",
         "growth_fractions": "Trigger fixed: the fractions of the steps at which the model grows.",
         "latest_growth": "No growth after this fraction of the steps.",
+        "dry_run": "Measure and decide, and never grow; `aiether triggers` then says when each trigger "
+        "would have.",
         "snapshot_storage": "Where snapshots are kept: on the device, in host memory or on disk.",
     },
     "growth": {

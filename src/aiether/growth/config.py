@@ -59,6 +59,7 @@ class GrowthConfig:
     collect_interval_steps: optimizer steps between two snapshots.
     growth_fractions: for trigger `fixed`, the fractions of the budget at which the model grows.
     latest_growth: no growth after this fraction of the budget.
+    dry_run: decide and measure as usual, and never grow; the record then says when each trigger would have.
     placement, grow_by, grow_to: where new layers go and how many; explicit target depths in `grow_to` win.
     max_layers: the planned final depth; None lets `planned_depth` derive it.
     init, noise: the initialiser, and the relative norm of the noise for `noise`.
@@ -82,6 +83,7 @@ class GrowthConfig:
     collect_interval_steps: int = 100
     growth_fractions: tuple[float, ...] = (0.2, 0.5)
     latest_growth: float = 0.8
+    dry_run: bool = False
     placement: Placement = "front"
     grow_by: int | Literal["double", "max"] = 1
     grow_to: tuple[int, ...] = ()

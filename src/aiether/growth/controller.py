@@ -95,7 +95,8 @@ class GrowthController:
 
         The geometric trigger goes on measuring at the final depth, for the record.
         """
-        watched = self._scope() if self.config.trigger == "geometric" else frozenset()
+        measures = self.config.trigger == "geometric" or self.config.dry_run
+        watched = self._scope() if measures else frozenset()
         if self.config.init == "geometric" and self.config.trigger != "never":
             plan = self._next_plan()
             watched |= plan.sources if plan else frozenset()
@@ -176,6 +177,8 @@ class GrowthController:
                 self.config, self.trigger_state, self._observe(step, eval_loss, metrics)
             )
         self.last_metrics = _row(metrics, self.trigger_state.stagnation, len(self.trajectory))
+        if self.config.dry_run and decision.grow:
+            return Decision(False, f"dry run: the model would grow now ({decision.reason})")
         return replace(decision, plan=self._next_plan()) if decision.grow else decision
 
     def _observe(self, step: int, eval_loss: float, metrics: GeometryMetrics | None) -> Observation:

@@ -373,6 +373,10 @@ def _describe_data(display: TrainingDisplay, data: PackedData) -> None:
 
 
 def _stayed_small(config: TrainConfig, grown: ArmResult) -> str:
+    if config.dry_run:
+        return (
+            "a dry run: nothing grew; `aiether triggers RUN_DIR` says when each trigger would have grown it"
+        )
     advice = " (lower tau_crit and kappa_crit, or train longer)" if config.trigger == "geometric" else ""
     return (
         f"the run ended with {grown.depth} of {final_depth(config)} planned layers: the {config.trigger} "

@@ -42,6 +42,7 @@ CHANGEABLE = (
     "batch_size",
     "gradient_accumulation_steps",
     "bf16",
+    "cuda_graphs",
     "snapshot_storage",
     "device",
     "save_interval_steps",
