@@ -7,11 +7,13 @@ from .controller import GrowthController
 from .families import FAMILIES, Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, initialise_output_projections
 from .lineage import LayerRecord, Lineage
-from .migrate import Migration, TrainingState, grow_config, migrate, renames
+from .matching import check_blocks_match, index_attributes
+from .migrate import Migration, TrainingState, grow_config, migrate, renames, training_family
 from .plan import (
     PLACEMENTS,
     GrowthPlan,
     LayerOrigin,
+    PlanPlacement,
     depth_of,
     depth_schedule,
     frontier,
@@ -49,9 +51,11 @@ __all__ = [
     "Migration",
     "Observation",
     "Phases",
+    "PlanPlacement",
     "TrainingState",
     "TriggerState",
     "block_tensors",
+    "check_blocks_match",
     "decide",
     "depth_of",
     "depth_schedule",
@@ -59,6 +63,7 @@ __all__ = [
     "frontier",
     "grow_config",
     "growth_warnings",
+    "index_attributes",
     "initialise_output_projections",
     "migrate",
     "next_depth",
@@ -66,4 +71,5 @@ __all__ = [
     "planned_depth",
     "relative_improvement",
     "renames",
+    "training_family",
 ]

@@ -33,8 +33,8 @@ class Family:
     blocks: path of the list of blocks in parameter names, without a trailing dot.
     output_projections: modules or tensors inside a block that write into the residual stream; `*` stands for
         one component of a name. Their initial scale falls with the final depth.
-    identity: tensors inside a block and the value that each is filled with to make the block
-        the identity. Empty: zero in every tensor of the output projections, which is right for pre-norm blocks.
+    identity: tensors inside a block and the value that each is filled with to make the block the identity.
+        Empty: zero in every tensor of the output projections, which is right for pre-norm blocks.
     refusal: why no values make the block the identity (a norm on the residual stream); None when some do.
     unit_offset: tensors inside a block that are used as 1 + w (Gemma's norms).
     depth_key: the configuration's attribute for the number of layers; None for a module without any.
@@ -80,7 +80,7 @@ class Family:
 def _matches(suffix: str, name: str) -> bool:
     """Whether `name` (of a tensor, or of the module that holds it) stands for the tensor `suffix`.
 
-    A folder on disk may hold `experts.3.down_proj.weight` where the model holds one `experts.down_proj` for all.
+    A folder on disk may hold `experts.3.down_proj.weight` where the model holds one `experts.down_proj`.
     """
     for candidate in (suffix, re.sub(r"\.\d+(?=\.)", "", suffix)):
         if name in (candidate, candidate.rpartition(".")[0]):
@@ -183,8 +183,8 @@ def _fingerprint(source: Any) -> str:
 
 def _registered(source: Any) -> Family | None:
     if isinstance(source, Mapping):
-        source = source.get("model_type")
-    return FAMILIES.get(source if isinstance(source, str) else getattr(source, "model_type", None))
+        source = source.get("model_type", "")
+    return FAMILIES.get(source if isinstance(source, str) else getattr(source, "model_type", ""))
 
 
 @lru_cache(maxsize=_MAX_KNOWN)
@@ -196,7 +196,7 @@ def _in_model(model: nn.Module, blocks: str | None, depth_key: str | None) -> Fa
     config = getattr(model, "config", None)
     if blocks is None:
         depth_key = depth_key or depth_key_of(config)
-        blocks = find_blocks(model, settings_of(config).get(depth_key))
+        blocks = find_blocks(model, settings_of(config).get(depth_key or ""))
     else:
         depth_key = depth_key or depth_key_of(config, len(blocks_at(model, blocks)))
     found = examine(model, blocks)

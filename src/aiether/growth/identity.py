@@ -1,8 +1,8 @@
 """What makes a block the identity: read off the operations that it carries out, not off its names.
 
-A block is run once on the meta device (shapes without data) while every tensor operation is recorded. From its
-output one then walks back to its input: additions lead on to the residual stream and to its branches, and for
-each branch the nearest tensors are sought that make it zero.
+A block is run once on the meta device (shapes without data) while every tensor operation is recorded. From
+its output one then walks back to its input: additions lead on to the residual stream and to its branches, and
+for each branch the nearest tensors are sought that make it zero.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _SAME_VALUES = frozenset(
-    "view _unsafe_view reshape clone _to_copy detach alias squeeze unsqueeze native_dropout".split()
+    ("view", "_unsafe_view", "reshape", "clone", "_to_copy", "detach", "alias", "squeeze", "unsqueeze")
 )
 """Operations whose result holds its argument's values in their order."""
 
 _SOME_VALUES = frozenset(
-    "t transpose permute expand slice select index gather index_select split split_with_sizes chunk unbind".split()
+    ("t", "transpose", "permute", "expand", "slice", "select", "index", "gather", "split", "unbind")
 )
 """Operations whose result holds some of its argument's values, in another order or repeated."""
 
-_VIEWS = (_SAME_VALUES | _SOME_VALUES) - frozenset("clone _to_copy native_dropout index gather index_select".split())
-"""Those of the above whose result may lie in its argument's memory."""
+_VIEWS = (_SAME_VALUES | _SOME_VALUES) - {"clone", "_to_copy", "index", "gather"}
+"""Those of the above whose result lies in its argument's memory."""
 
-_ZERO_AT_ZERO = frozenset("neg sum mean relu gelu silu tanh abs pow sqrt constant_pad_nd".split())
+_ZERO_AT_ZERO = frozenset(("neg", "sum", "mean", "relu", "gelu", "silu", "tanh", "div"))
 """Operations that are zero where their first argument is."""
 
 
@@ -176,7 +175,7 @@ class _Solver:
         if node.op in ("native_layer_norm", "_fused_rms_norm"):
             affine = [arg for arg in args[2:4] if isinstance(arg, _Node)]
             return self._all(affine) if affine and not self.matrices else self.fill(args[0], 0.0)
-        return self.fill(args[0], 0.0) if node.op == "div" or node.op in _ZERO_AT_ZERO else None
+        return self.fill(args[0], 0.0) if node.op in _ZERO_AT_ZERO else None
 
     def _nearest(self, nodes: Iterable[Any]) -> _Solution | None:
         found = [solution for node in nodes if (solution := self.fill(node, 0.0)) is not None]
@@ -206,9 +205,7 @@ class _Solver:
             return self._beside(node.args[:2], lambda scale: _Solver(matrices=False).fill(scale, 1.0))
         return f"{node.op} stands on the residual stream"
 
-    def _beside(
-        self, pair: tuple[Any, ...], solve: Callable[[Any], _Solution | None]
-    ) -> _Solution | str:
+    def _beside(self, pair: tuple[Any, ...], solve: Callable[[Any], _Solution | None]) -> _Solution | str:
         """The stream runs through one of two arguments; the other one must be silenced."""
         first, second = (self.identity(node) for node in pair)
         for stream, other in ((first, pair[1]), (second, pair[0])):

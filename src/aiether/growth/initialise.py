@@ -34,6 +34,7 @@ class BlockSource:
     final_depth: planned depth, for the scale of random output projections.
     generator: CPU generator, seeded for this one new layer.
     growth: the initialisers' settings.
+    shared: suffixes of tensors that are not this layer's alone, and stay what they are.
     """
 
     layer: int
@@ -44,11 +45,17 @@ class BlockSource:
     final_depth: int
     generator: torch.Generator
     growth: GrowthConfig
+    shared: frozenset[str] = frozenset()
 
 
 def output_projection_std(config: Mapping[str, Any], final_depth: int) -> float:
     """GPT-2's rule (section 2.3): the initial scale falls with the number of residual branches."""
-    return float(config.get("initializer_range", 0.02)) / math.sqrt(2 * final_depth)
+    return initial_std(config) / math.sqrt(2 * final_depth)
+
+
+def initial_std(config: Mapping[str, Any]) -> float:
+    """Standard deviation of a fresh matrix: 0.02 where the configuration names none."""
+    return float(config.get("initializer_range", config.get("init_std", 0.02)))
 
 
 def initialise_output_projections(
@@ -89,21 +96,39 @@ def _copy(source: BlockSource) -> Initialised:
 
 
 def _zero(source: BlockSource) -> Initialised:
-    """Copy, with the output projections zeroed: the residual branches add nothing, the function is kept."""
-    tensors, _ = _copy(source)
-    silenced = [suffix for suffix in tensors if source.family.is_output_projection(suffix)]
-    if not silenced:
+    """Copy, silenced: the residual branches add nothing and the function is kept.
+
+    Pre-norm blocks lose their output projections, post-norm blocks the scale of the norm behind each branch.
+    """
+    family = source.family
+    if family.refusal:
         raise ValueError(
-            f"family {source.family.model_type!r} names no output projection of this block: "
-            "'zero' cannot keep the function"
+            f"init 'zero' cannot keep the function of this {family.model_type}: {family.refusal}. Choose "
+            "copy, noise, random or geometric, or name what silences a block: "
+            "family_of(model, output_projections=(...))"
         )
-    return {s: torch.zeros_like(t) if s in silenced else t for s, t in tensors.items()}, {}
+    tensors, _ = _copy(source)
+    values = {suffix: family.identity_value(suffix) for suffix in tensors}
+    if all(value is None for value in values.values()):
+        raise ValueError(
+            f"family {family.model_type!r} names no output projection of this block: 'zero' cannot keep the "
+            "function; name them: family_of(model, output_projections=(...))"
+        )
+    for suffix, value in values.items():
+        if value is None:
+            continue
+        if suffix in source.shared:
+            raise ValueError(
+                f"init 'zero' would have to fill {suffix!r}, which layers share: choose another init"
+            )
+        tensors[suffix].fill_(value)
+    return tensors, {}
 
 
 def _random(source: BlockSource) -> Initialised:
-    """The model's own initialisation: normal matrices, norms at one, biases at zero."""
+    """The model's own initialisation: normal matrices, neutral norms, zero biases, other vectors copied."""
     tensors, _ = _copy(source)
-    std = float(source.config.get("initializer_range", 0.02))
+    std = initial_std(source.config)
     output_std = output_projection_std(source.config, source.final_depth)
     for suffix in sorted(tensors):
         tensor = tensors[suffix]
@@ -112,8 +137,10 @@ def _random(source: BlockSource) -> Initialised:
         if tensor.ndim > 1:
             scale = output_std if source.family.is_output_projection(suffix) else std
             tensor.copy_(_normal(tensor, source.generator) * scale)
-        else:
-            tensor.fill_(1.0 if suffix.endswith(".weight") else 0.0)
+        elif suffix in source.family.unit_offset or "bias" in suffix.rpartition(".")[2]:
+            tensor.fill_(0.0)
+        elif suffix.endswith("weight"):
+            tensor.fill_(1.0)
     return tensors, {}
 
 

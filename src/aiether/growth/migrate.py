@@ -18,6 +18,7 @@ from .config import GrowthConfig, Initialiser
 from .families import Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, Metrics
 from .plan import GrowthPlan
+from .structure import written_out
 
 ParameterMoments = dict[str, Tensor | float | int]
 
@@ -28,11 +29,12 @@ class TrainingState:
 
     Attributes
     ----------
-    config: the model's configuration dict (transformers' `config.to_dict()`).
+    config: the model's configuration dict (transformers' `config.to_dict()`); empty for a module without any.
     tensors: `model.state_dict()`; tied tensors may stand under both names.
     moments: optimizer state by parameter name, such as `{"exp_avg": ..., "exp_avg_sq": ..., "step": ...}`.
     step: optimizer steps done.
     extra: JSON that is passed through untouched.
+    family: where the blocks are; None: found by the configuration (`training_family`).
     """
 
     config: dict[str, Any]
@@ -40,6 +42,18 @@ class TrainingState:
     moments: dict[str, ParameterMoments] = field(default_factory=dict)
     step: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
+    family: Family | None = None
+
+
+def training_family(state: TrainingState) -> Family:
+    """The family that a training state names, else the one that its configuration and tensor names tell.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message says how to name the list of blocks.
+    """
+    return state.family or family_of(state.config, names=state.tensors)
 
 
 @dataclass(frozen=True)
@@ -63,31 +77,35 @@ def migrate(
     """Grow a training state by `plan`; the input is not modified.
 
     Old tensors and moments are the same objects under their new names (no copy, so ties between names hold);
-    new tensors are fresh storage with their source's dtype and device. What is drawn depends only on `seed`,
-    `state.step` and the new layer's index. `plan.init` chooses the initialiser, `growth` its settings.
+    new tensors are fresh storage with their source's dtype and device, except those that layers share, with
+    each other or with the rest of the model: a new layer shares them too. What is drawn depends only on
+    `seed`, `state.step` and the new layer's index. `plan.init` chooses the initialiser, `growth` its
+    settings.
 
     Raises
     ------
     ValueError
-        If the plan, the configuration and the tensors do not agree on the depth, or the family is unknown.
+        If the plan, the configuration and the tensors do not agree on the depth, the list of blocks cannot be
+        found, or `zero` cannot keep the function.
     """
-    family = family_of(state.config)
+    family = training_family(state)
     blocks = block_tensors(state.tensors, family)
     _check_depth(state, plan, blocks, family)
+    shared = shared_names(state.tensors, family)
     made: dict[int, dict[str, Tensor]] = {}
     tensor_metrics: dict[str, Metrics] = {}
     for layer in plan.new_layers:
+        origin = plan.layers[layer]
         source = BlockSource(
-            layer=plan.layers[layer].source,
-            tensors={
-                suffix: state.tensors[name] for suffix, name in blocks[plan.layers[layer].source].items()
-            },
+            layer=origin.source,
+            tensors={suffix: state.tensors[name] for suffix, name in blocks[origin.source].items()},
             trajectory=trajectory,
             family=family,
             config=state.config,
             final_depth=final_depth,
             generator=layer_generator(seed, state.step, layer),
-            growth=growth,
+            growth=replace(growth, **origin.gains),
+            shared=frozenset(suffix for suffix, name in blocks[origin.source].items() if name in shared),
         )
         made[layer], metrics = _make_block(source, plan.init)
         tensor_metrics |= {family.name(layer, suffix): entry for suffix, entry in metrics.items()}
@@ -95,18 +113,18 @@ def migrate(
         state,
         config=grow_config(state.config, plan, family),
         tensors=_renumber(state.tensors, plan, family, made),
-        moments=_grow_moments(state.moments, plan, family, growth),
+        moments=_grow_moments(state.moments, plan, family, growth, shared),
         extra=dict(state.extra),
     )
     return Migration(grown, tensor_metrics, plan)
 
 
 def _check_depth(state: TrainingState, plan: GrowthPlan, blocks: Mapping[int, Any], family: Family) -> None:
-    stated = family.depth(state.config)
-    if list(blocks) != list(range(stated)):
+    stated = family.depth(state.config) if state.config else len(blocks)
+    if list(blocks) != list(range(stated)) or not blocks:
         raise ValueError(
-            f"the configuration states {stated} layers, the tensors hold layers {list(blocks)}: "
-            "give the configuration and the state dict of the same model"
+            f"the configuration states {stated} layers, the tensors hold layers {list(blocks)} under "
+            f"{family.blocks!r}: give the configuration and the state dict of the same model"
         )
     if plan.depth_before != stated:
         raise ValueError(
@@ -114,14 +132,45 @@ def _check_depth(state: TrainingState, plan: GrowthPlan, blocks: Mapping[int, An
         )
 
 
+def shared_names(tensors: Mapping[str, Tensor], family: Family) -> frozenset[str]:
+    """Names in blocks of tensors that stand in another block, or outside the blocks, as well."""
+    places: dict[Any, set[int | None]] = {}
+    names: dict[Any, list[str]] = {}
+    for name, tensor in tensors.items():
+        key = _identity(tensor)
+        parts = family.split(name)
+        places.setdefault(key, set()).add(parts[0] if parts else None)
+        names.setdefault(key, []).append(name)
+    shared = (name for key, where in places.items() if len(where) > 1 for name in names[key])
+    return frozenset(name for name in shared if family.split(name))
+
+
+def _identity(tensor: Tensor) -> Any:
+    """The same for two state dict entries of one parameter; without memory the object itself tells."""
+    if tensor.device.type == "meta" or not tensor.numel():
+        return id(tensor)
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
 def _make_block(source: BlockSource, init: Initialiser) -> tuple[dict[str, Tensor], dict[str, Metrics]]:
     with torch.no_grad():
         tensors, own = INITIALISERS[init](source)
+    _restore_ties(source, tensors)
     metrics: dict[str, Metrics] = {}
     for suffix, tensor in tensors.items():
         change = _change(source.tensors[suffix], tensor)
         metrics[suffix] = {"init": init, "source": source.layer, **change, **own.get(suffix, {})}
     return tensors, metrics
+
+
+def _restore_ties(source: BlockSource, tensors: dict[str, Tensor]) -> None:
+    """One tensor under several names of a block stays one; what layers share is not made anew."""
+    first: dict[Any, str] = {}
+    for suffix, tensor in source.tensors.items():
+        if suffix in source.shared:
+            tensors[suffix] = tensor
+        else:
+            tensors[suffix] = tensors[first.setdefault(_identity(tensor), suffix)]
 
 
 def _change(source: Tensor, new: Tensor) -> Metrics:
@@ -169,12 +218,19 @@ def _renumber(
 
 
 def _grow_moments(
-    moments: Mapping[str, ParameterMoments], plan: GrowthPlan, family: Family, growth: GrowthConfig
+    moments: Mapping[str, ParameterMoments],
+    plan: GrowthPlan,
+    family: Family,
+    growth: GrowthConfig,
+    shared: frozenset[str],
 ) -> dict[str, ParameterMoments]:
     if growth.moments == "reset":
         return {}
     result: dict[str, ParameterMoments] = {}
     for name, (own, *new) in renames(moments, plan, family).items():
+        if name in shared:  # the grown model lists it once, where it meets it first
+            result[min((own, *new), key=lambda place: family.split(place) or (0, ""))] = dict(moments[name])
+            continue
         result[own] = dict(moments[name])
         for fresh in new:
             result[fresh] = {
@@ -190,30 +246,53 @@ def _new_moment(value: Tensor | float | int, *, copy: bool) -> Tensor | float | 
 
 
 def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> dict[str, Any]:
-    """The configuration of the grown model: its depth, and lists with one entry a layer.
+    """The configuration of the grown model: its depth, and everything that it says layer by layer.
+
+    Lists that the configuration leaves to a rule (Qwen2's `max_window_layers`, Gemma 3's
+    `sliding_window_pattern`) are written out first: applied to the grown model, the rule would give old
+    layers another type. A written list wins over the rule when the configuration is read.
 
     Raises
     ------
     ValueError
-        If a list does not have one entry a layer, or attention is scaled by the layer's index and old layers
-        move.
+        If a list does not have one entry a layer, attention is scaled by the layer's index and old layers
+        move, or the family names no depth in a configuration that there is.
     """
+    if not config:
+        return {}
     moved = any(old != new for old, new in plan.old_to_new.items())
     if config.get("scale_attn_by_inverse_layer_idx") and moved:
         raise ValueError(
             "scale_attn_by_inverse_layer_idx ties a layer's function to its index, and this plan moves old "
             "layers: use placement 'stack' or 'top'"
         )
+    if family.depth_key is None:
+        raise ValueError(
+            f"which setting of this {family.model_type} configuration is the number of layers? Name it: "
+            "family_of(model, blocks=..., depth_key=...)"
+        )
     grown = dict(config)
     for key in {family.depth_key, "num_hidden_layers"} & set(config):
         grown[key] = plan.depth_after
-    for key in family.per_layer_keys:
-        values = config.get(key)
-        if values is None:
-            continue
+    for key, values in _per_layer(config, family).items():
         if len(values) != plan.depth_before:
             raise ValueError(
                 f"configuration list {key!r} has {len(values)} entries for {plan.depth_before} layers"
             )
         grown[key] = [values[origin.source] for origin in plan.layers]
+    if overrides := config.get("per_layer_config"):
+        own = {int(layer): settings for layer, settings in overrides.items()}
+        grown["per_layer_config"] = {
+            layer: own[origin.source] for layer, origin in enumerate(plan.layers) if origin.source in own
+        }
     return grown
+
+
+def _per_layer(config: Mapping[str, Any], family: Family) -> dict[str, list[Any]]:
+    """The lists with one entry a layer, those that a rule stands for written out."""
+    if any(config.get(key) is None for key in family.per_layer_keys) and "model_type" in config:
+        written = written_out(config)
+    else:
+        written = config
+    lists = {key: config.get(key) or written.get(key) for key in family.per_layer_keys}
+    return {key: values for key, values in lists.items() if values is not None}

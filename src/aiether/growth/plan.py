@@ -2,20 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from torch import nn
 
 from .config import GrowthConfig, Initialiser, Placement
-from .families import family_of
+from .families import Family, family_of
+from .structure import blocks_at, depth_key_of, settings_of
+
+PlanPlacement = Placement | Literal["explicit"]
+GAINS = ("beta0", "gamma0", "eta0")
 
 
 @dataclass(frozen=True)
 class LayerOrigin:
-    """One layer of the grown model: the old layer `source` itself, or a new one made from it."""
+    """One layer of the grown model: the old layer `source` itself, or a new one made from it.
+
+    A new layer may have coefficients of its own for the initialiser `geometric`; None takes those of the
+    growth settings.
+    """
 
     source: int
     is_new: bool
+    beta0: float | None = None
+    gamma0: float | None = None
+    eta0: float | None = None
+
+    @property
+    def gains(self) -> dict[str, float]:
+        """The layer's own coefficients, by the names that they have in `GrowthConfig`."""
+        own = {name: getattr(self, name) for name in GAINS}
+        return {name: value for name, value in own.items() if value is not None}
+
+    def __str__(self) -> str:
+        own = ", ".join(f"{name}={value:g}" for name, value in self.gains.items())
+        return f"{'+' if self.is_new else ''}{self.source}{f' ({own})' if own else ''}"
 
 
 @dataclass(frozen=True)
@@ -29,7 +53,7 @@ class GrowthPlan:
     depth_before: int
     layers: tuple[LayerOrigin, ...]
     init: Initialiser
-    placement: Placement
+    placement: PlanPlacement
 
     def __post_init__(self) -> None:
         kept = [origin.source for origin in self.layers if not origin.is_new]
@@ -47,10 +71,23 @@ class GrowthPlan:
             )
         if self.init not in get_args(Initialiser):
             raise ValueError(f"init is {self.init!r}: choose one of {', '.join(get_args(Initialiser))}")
-        if self.placement not in get_args(Placement):
-            raise ValueError(
-                f"placement is {self.placement!r}: choose one of {', '.join(get_args(Placement))}"
-            )
+        placements = (*get_args(Placement), "explicit")
+        if self.placement not in placements:
+            raise ValueError(f"placement is {self.placement!r}: choose one of {', '.join(placements)}")
+        self._check_gains()
+
+    def _check_gains(self) -> None:
+        for index, origin in enumerate(self.layers):
+            if not origin.gains:
+                continue
+            if not origin.is_new or self.init != "geometric":
+                raise ValueError(
+                    f"layer {index} ({origin}) has coefficients of its own: they are for new layers, and for "
+                    f"init 'geometric' (this plan's is {self.init!r})"
+                )
+            for name, value in origin.gains.items():
+                if not (value >= 0 and math.isfinite(value)):
+                    raise ValueError(f"{name} of layer {index} is {value}: it must be 0 or greater")
 
     @property
     def depth_after(self) -> int:
@@ -73,10 +110,33 @@ class GrowthPlan:
 
     def describe(self) -> str:
         """`3 -> 6 layers (stack, copy): 0 1 2 +0 +1 +2`, a plus before each new layer's source."""
-        layers = " ".join(
-            f"+{origin.source}" if origin.is_new else str(origin.source) for origin in self.layers
-        )
+        layers = " ".join(map(str, self.layers))
         return f"{self.depth_before} -> {self.depth_after} layers ({self.placement}, {self.init}): {layers}"
+
+    def __str__(self) -> str:
+        return self.describe()
+
+    def with_gains(self, gains: Mapping[int, Mapping[str, float]]) -> GrowthPlan:
+        """This plan with coefficients of their own for some new layers.
+
+        Parameters
+        ----------
+        gains: by index in the grown model, any of `beta0`, `gamma0` and `eta0`, such as
+            `{4: {"beta0": 0.2, "eta0": 0.0}}`.
+
+        Raises
+        ------
+        ValueError
+            For an index that is no new layer, an unknown name, or an initialiser other than `geometric`.
+        """
+        for index, own in gains.items():
+            if index not in self.new_layers or not set(own) <= set(GAINS):
+                raise ValueError(
+                    f"coefficients {dict(own)} for layer {index}: give {', '.join(GAINS)} for new layers "
+                    f"({', '.join(map(str, self.new_layers))})"
+                )
+        layers = tuple(replace(origin, **gains.get(index, {})) for index, origin in enumerate(self.layers))
+        return replace(self, layers=layers)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `from_dict` inverts it."""
@@ -85,42 +145,85 @@ class GrowthPlan:
             "depth_after": self.depth_after,
             "placement": self.placement,
             "init": self.init,
-            "layers": [{"source": origin.source, "is_new": origin.is_new} for origin in self.layers],
+            "layers": [
+                {"source": origin.source, "is_new": origin.is_new, **origin.gains} for origin in self.layers
+            ],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GrowthPlan:
-        layers = tuple(LayerOrigin(entry["source"], entry["is_new"]) for entry in data["layers"])
+        layers = tuple(LayerOrigin(**entry) for entry in data["layers"])
         return cls(data["depth_before"], layers, data["init"], data["placement"])
 
     @classmethod
-    def stack(cls, depth: Any, to_layers: int, init: Initialiser = "copy") -> GrowthPlan:
+    def stack(
+        cls, source: Any, to_layers: int, init: Initialiser = "copy", *, family: Family | None = None
+    ) -> GrowthPlan:
         """Copies of the whole stack above it: 0 1 2 0 1 2."""
-        return cls._placed(depth, to_layers, init, "stack")
+        return cls._placed(source, to_layers, init, "stack", family)
 
     @classmethod
-    def interleave(cls, depth: Any, to_layers: int, init: Initialiser = "copy") -> GrowthPlan:
+    def interleave(
+        cls, source: Any, to_layers: int, init: Initialiser = "copy", *, family: Family | None = None
+    ) -> GrowthPlan:
         """Each layer followed by its copies: 0 0 1 1 2 2."""
-        return cls._placed(depth, to_layers, init, "interleave")
+        return cls._placed(source, to_layers, init, "interleave", family)
 
     @classmethod
-    def top(cls, depth: Any, to_layers: int, init: Initialiser = "copy") -> GrowthPlan:
+    def top(
+        cls, source: Any, to_layers: int, init: Initialiser = "copy", *, family: Family | None = None
+    ) -> GrowthPlan:
         """Copies of the last layer above it: 0 1 2 2 2 2."""
-        return cls._placed(depth, to_layers, init, "top")
+        return cls._placed(source, to_layers, init, "top", family)
 
     @classmethod
-    def front(cls, depth: Any, to_layers: int, init: Initialiser = "copy") -> GrowthPlan:
+    def front(
+        cls, source: Any, to_layers: int, init: Initialiser = "copy", *, family: Family | None = None
+    ) -> GrowthPlan:
         """New layers before the frontier, the lowest layer (Algorithm 2): 0 0 0 0 1 2."""
-        return cls._placed(depth, to_layers, init, "front")
+        return cls._placed(source, to_layers, init, "front", family)
 
     @classmethod
-    def _placed(cls, depth: Any, to_layers: int, init: Initialiser, placement: Placement) -> GrowthPlan:
-        before = depth_of(depth)
+    def explicit(
+        cls,
+        source: Any,
+        layers: Sequence[int | str | LayerOrigin],
+        init: Initialiser = "copy",
+        *,
+        family: Family | None = None,
+    ) -> GrowthPlan:
+        """Every layer of the grown model by name: `[0, "+0", 1, 2, "+2"]`, bottom first.
+
+        Parameters
+        ----------
+        source: as for the other placements: a model, its configuration, or its number of layers.
+        layers: a number is the old layer itself, a number after a plus a new layer made from that one; a
+            `LayerOrigin` may carry coefficients of its own.
+        """
+        return cls(depth_of(source, family), tuple(map(_origin, layers)), init, "explicit")
+
+    @classmethod
+    def _placed(
+        cls, source: Any, to_layers: int, init: Initialiser, placement: Placement, family: Family | None
+    ) -> GrowthPlan:
+        before = depth_of(source, family)
         if to_layers <= before:
             raise ValueError(
                 f"to_layers is {to_layers}, the model has {before} already: ask for more layers than that"
             )
         return cls(before, PLACEMENTS[placement](before, to_layers), init, placement)
+
+
+def _origin(layer: int | str | LayerOrigin) -> LayerOrigin:
+    if isinstance(layer, LayerOrigin):
+        return layer
+    text = str(layer).strip()
+    number = text.removeprefix("+")
+    if not number.isdecimal():
+        raise ValueError(
+            f"{layer!r} is no layer of a plan: write 2 for old layer 2, '+2' for a new one from it"
+        )
+    return LayerOrigin(int(number), text.startswith("+"))
 
 
 def _stack(depth: int, to_layers: int) -> tuple[LayerOrigin, ...]:
@@ -150,12 +253,28 @@ PLACEMENTS: dict[Placement, Callable[[int, int], tuple[LayerOrigin, ...]]] = {
 """Registry: (depth, to_layers) -> the origin of every layer, bottom first."""
 
 
-def depth_of(source: Any) -> int:
-    """The number of layers: of a model, a configuration, a configuration dict, or the number itself."""
+def depth_of(source: Any, family: Family | None = None) -> int:
+    """The number of layers: of a model, a configuration, a configuration dict, or the number itself.
+
+    Parameters
+    ----------
+    family: where the blocks are, for a module without a configuration: the length of its list is the depth.
+
+    Raises
+    ------
+    ValueError
+        If neither a configuration nor a list of blocks says it.
+    """
     if isinstance(source, int):
         return source
     config = getattr(source, "config", source)
-    return family_of(config).depth(config if isinstance(config, Mapping) else config.to_dict())
+    if isinstance(source, nn.Module) and (family is not None or not hasattr(config, "to_dict")):
+        return len(blocks_at(source, (family or family_of(source)).blocks))
+    depth_key = family.depth_key if family else depth_key_of(config)
+    values = settings_of(config)
+    if depth_key is None or depth_key not in values:
+        return (family or family_of(source)).depth(values)
+    return int(values[depth_key])
 
 
 def frontier(placement: Placement, depth: int) -> int:

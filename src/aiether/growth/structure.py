@@ -46,10 +46,8 @@ def find_blocks(model: nn.Module, depth: int | None) -> str:
     fitting = [path for path, blocks in lists.items() if len(blocks) == depth] or list(lists)
     if len(fitting) == 1:
         return fitting[0]
-    what = f"{type(model).__name__} has {len(fitting)} lists of blocks ({', '.join(fitting)})"
-    raise ValueError(
-        f"{what if fitting else f'{type(model).__name__} has no nn.ModuleList of equal blocks'}: {_NAME_FIRST}"
-    )
+    what = f"{len(fitting)} lists of blocks ({', '.join(fitting)})" if fitting else "no list of equal blocks"
+    raise ValueError(f"{type(model).__name__} has {what}: {_NAME_FIRST}")
 
 
 def blocks_at(model: nn.Module, path: str) -> nn.ModuleList | nn.Sequential:
@@ -71,10 +69,10 @@ def blocks_at(model: nn.Module, path: str) -> nn.ModuleList | nn.Sequential:
 
 
 def blocks_in_names(names: Iterable[str]) -> str | None:
-    """The numbered prefix of a state dict's names: `model.layers` where `model.layers.0.`, `.1.` ... are named.
+    """The numbered prefix of a state dict's names: `model.layers` where `model.layers.0.`, `.1.` ... are.
 
-    The first number in a name counts, so that the experts inside a block are not taken for blocks. None when no
-    prefix, or more than one, has the numbers from 0 without a gap.
+    The first number in a name counts, so that the experts inside a block are not taken for blocks. None when
+    no prefix, or more than one, has the numbers from 0 without a gap.
     """
     numbers: dict[str, set[int]] = {}
     for name in names:
@@ -179,7 +177,7 @@ def _inputs(model: Any, config: Any) -> dict[str, Tensor]:
 
 
 def _read_alone(blocks: list[nn.Module]) -> list[BlockIdentity]:
-    """Blocks that take hidden states alone; their width is the one of their first norm, or of a square matrix."""
+    """Blocks that take hidden states alone, as wide as their first norm, or else their first matrix, is."""
     found = []
     for block in blocks:
         recorder = OperationRecorder()
@@ -211,7 +209,7 @@ def _hidden_states(output: Any) -> Tensor:
 
 
 def depth_key_of(config: Any, depth: int | None = None) -> str | None:
-    """The configuration's name for the number of layers; the one whose value is `depth` where that is given."""
+    """The configuration's name for the number of layers; the one with the value `depth` where given."""
     mapped = getattr(type(config), "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
     values = settings_of(config)
     if mapped in values and depth in (None, values[mapped]):
@@ -241,7 +239,8 @@ def per_layer_keys(config: Any, depth_key: str) -> tuple[str, ...]:
         for key, value in values.items()
         if isinstance(value, (list, tuple)) and len(value) == depth and "layer" in key
     }
-    return tuple(sorted((own | _follow_depth(type(config), depth_key)) - _enumerations(type(config), depth_key)))
+    follow, enumerate_layers = _lists_of_class(type(config), depth_key)
+    return tuple(sorted((own | follow) - enumerate_layers))
 
 
 def _default_lists(config_class: type, depth_key: str, depth: int) -> dict[str, list[Any]]:
@@ -255,14 +254,11 @@ def _default_lists(config_class: type, depth_key: str, depth: int) -> dict[str, 
     return {key: list(value) for key, value in values.items() if isinstance(value, (list, tuple))}
 
 
-def _follow_depth(config_class: type, depth_key: str) -> set[str]:
+def _lists_of_class(config_class: type, depth_key: str) -> tuple[set[str], set[str]]:
+    """Names of default lists that have one entry a layer, and of those among them that number the layers."""
     lists = {depth: _default_lists(config_class, depth_key, depth) for depth in (5, 7)}
-    return {key for key in lists[5] if len(lists[5][key]) == 5 and len(lists[7].get(key, ())) == 7}
-
-
-def _enumerations(config_class: type, depth_key: str) -> set[str]:
-    lists = _default_lists(config_class, depth_key, 7)
-    return {key for key, value in lists.items() if value == list(range(7))}
+    follow = {key for key in lists[5] if len(lists[5][key]) == 5 and len(lists[7].get(key, ())) == 7}
+    return follow, {key for key in follow if lists[7][key] == list(range(7))}
 
 
 @contextmanager
@@ -279,7 +275,7 @@ def _quietly() -> Iterator[None]:
 
 
 def model_of(config: Any) -> nn.Module:
-    """A model on the meta device from a configuration, a configuration dict or a `model_type` of transformers.
+    """A model on the meta device, from a configuration, a configuration dict or a `model_type`.
 
     The class is the first of `architectures` that transformers has, else the causal language model of the
     type, else its bare model.
@@ -302,8 +298,8 @@ def model_of(config: Any) -> nn.Module:
             return transformers.AutoModel.from_config(config)
     except Exception as error:
         raise ValueError(
-            f"transformers cannot build a model of type {config.model_type!r} from this configuration ({error}): "
-            "check it, or give the model itself"
+            f"transformers cannot build a model of type {config.model_type!r} from this configuration "
+            f"({error}): check it, or give the model itself"
         ) from error
 
 
@@ -320,7 +316,7 @@ def as_config(config: Any) -> Any:
     import transformers
 
     settings = {"model_type": config} if isinstance(config, str) else settings_of(config)
-    model_type = settings.pop("model_type", None)
+    model_type = str(settings.pop("model_type", None))
     if model_type not in transformers.CONFIG_MAPPING:
         raise ValueError(f"transformers knows no model type {model_type!r}: {_NAME_FIRST}")
     try:
@@ -328,3 +324,12 @@ def as_config(config: Any) -> Any:
             return transformers.AutoConfig.for_model(model_type, **settings)
     except Exception as error:
         raise ValueError(f"transformers refuses the {model_type} configuration: {error}") from error
+
+
+def written_out(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration dict with everything that transformers derives from it; itself for an unknown type."""
+    import transformers
+
+    if config.get("model_type") not in transformers.CONFIG_MAPPING:
+        return dict(config)
+    return as_config(dict(config)).to_dict()

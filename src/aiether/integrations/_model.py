@@ -14,7 +14,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from aiether.growth import Family, GrowthController, GrowthPlan, Migration, TrainingState, renames
+from aiether.growth import (
+    Family,
+    GrowthController,
+    GrowthPlan,
+    Migration,
+    TrainingState,
+    check_blocks_match,
+    renames,
+)
 
 from ._checkpoint import Moments
 
@@ -51,12 +59,16 @@ def grow_model(
 ) -> Growth:
     """Migrate a live model's state and build the grown model around it; the old model stays as it is."""
     state = TrainingState(
-        config=model.config.to_dict(), tensors=model.state_dict(), moments=moments, step=step
+        config=model.config.to_dict(),
+        tensors=model.state_dict(),
+        moments=moments,
+        step=step,
+        family=controller.family,
     )
     migration = controller.grow(state, plan)
-    return Growth(
-        build_model(model, migration.state), migration, renames(state.tensors, plan, controller.family)
-    )
+    grown = build_model(model, migration.state)
+    check_blocks_match(model, grown, plan, controller.family)
+    return Growth(grown, migration, renames(state.tensors, plan, controller.family))
 
 
 def blocks_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
