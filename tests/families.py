@@ -32,6 +32,13 @@ class FamilyCase:
     settings: dict[str, Any] = field(default_factory=dict)
     value: float = 0.0
 
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """The matrices that write into the residual stream."""
+        if self.zeroed == _POST_NORMS:
+            return _LLAMA_OUT
+        return tuple(name for name in self.zeroed if not name.endswith("bias"))
+
     def build(self, depth: int = 2, seed: int = 0, **settings: Any) -> PreTrainedModel:
         """A tiny model without dropout in which no two layers hold an equal tensor."""
         config = AutoConfig.for_model(

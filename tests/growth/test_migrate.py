@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from aiether.growth import (
-    FAMILIES,
     INITIALISERS,
     PLACEMENTS,
     GrowthConfig,
@@ -108,7 +107,7 @@ def test_generation_with_the_cache_agrees_with_the_one_without(trained, to_model
 
 
 @pytest.mark.parametrize(
-    ("model_type", "placement"), list(itertools.product(sorted(FAMILIES), sorted(PLACEMENTS)))
+    ("model_type", "placement"), list(itertools.product(FAMILY_NAMES, sorted(PLACEMENTS)))
 )
 def test_zero_keeps_the_function(trained, to_model, model_type: str, placement: Placement) -> None:
     state, migration = grown(trained, model_type, placement, "zero", to_layers=6)
@@ -362,7 +361,7 @@ def test_per_layer_lists_of_the_configuration_move_with_the_layers(make_model, t
         before, after = (to_model(s)(tokens, use_cache=False).logits for s in (state, migration.state))
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
     bad = dataclasses.replace(state, config={**state.config, "layer_types": kinds[:2]})
-    with pytest.raises(ValueError, match="2 entries for 3 layers"):
+    with pytest.raises(ValueError, match="must be equal to the number of `layer_types`"):
         migrate(bad, GrowthPlan.stack(3, 6), growth=GrowthConfig(), final_depth=6, seed=0)
 
 
@@ -382,8 +381,10 @@ def test_disagreements_are_refused(trained) -> None:
     stale = dataclasses.replace(state, config={**state.config, "n_layer": 4})
     with pytest.raises(ValueError, match="states 4 layers"):
         migrate(stale, GrowthPlan.stack(4, 6), **settings)
-    with pytest.raises(ValueError, match="not known to growth"):
+    with pytest.raises(ValueError, match="2 lists of blocks"):
         migrate(dataclasses.replace(state, config={"model_type": "t5"}), GrowthPlan.stack(3, 6), **settings)
+    with pytest.raises(ValueError, match="of a llama model lacks 'num_hidden_layers'"):
+        migrate(dataclasses.replace(state, family=family_of("llama")), GrowthPlan.stack(3, 6), **settings)
 
 
 def test_renames_name_the_old_tensor_first() -> None:

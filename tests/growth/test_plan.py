@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.growth.modules import Classifier
 
 from aiether.growth import (
     PLACEMENTS,
+    Family,
     GrowthConfig,
     GrowthPlan,
     LayerOrigin,
@@ -19,6 +22,7 @@ from aiether.growth import (
     plan_growth,
     planned_depth,
 )
+from aiether.growth.config import Initialiser
 
 BUILDERS = {
     "stack": GrowthPlan.stack,
@@ -105,6 +109,52 @@ def test_depth_is_read_from_numbers_models_and_configurations(make_model) -> Non
         model = make_model(model_type, 2)
         assert {depth_of(2), depth_of(model), depth_of(model.config), depth_of(model.config.to_dict())} == {2}
         assert GrowthPlan.stack(model, 4).depth_before == 2
+
+
+def test_an_explicit_plan_names_every_layer() -> None:
+    plan = GrowthPlan.explicit(3, ["+0", 0, 1, "+2", 2, LayerOrigin(1, True)], "noise")
+    assert str(plan) == "3 -> 6 layers (explicit, noise): +0 0 1 +2 2 +1"
+    assert plan.new_layers == (0, 3, 5)
+    assert GrowthPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    with pytest.raises(ValueError, match="once and in order"):
+        GrowthPlan.explicit(3, [0, 2, 1, "+1"])
+    with pytest.raises(ValueError, match="adds no layer"):
+        GrowthPlan.explicit(2, [0, 1])
+    for layer in ("new", "-1", -1, "++1"):
+        with pytest.raises(ValueError, match="write 2 for old layer 2"):
+            GrowthPlan.explicit(2, [0, 1, layer])
+
+
+def test_new_layers_may_have_coefficients_of_their_own() -> None:
+    plan = GrowthPlan.top(2, 4, "geometric").with_gains({2: {"beta0": 0.2}, 3: {"eta0": 0.0, "gamma0": 0.1}})
+    assert str(plan) == "2 -> 4 layers (top, geometric): 0 1 +1 (beta0=0.2) +1 (gamma0=0.1, eta0=0)"
+    assert GrowthPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert plan.to_dict()["layers"][0] == {"source": 0, "is_new": False}
+    assert plan.with_gains({2: {"gamma0": 0.3}}).layers[2].gains == {"beta0": 0.2, "gamma0": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("init", "gains", "message"),
+    [
+        ("geometric", {0: {"beta0": 0.2}}, r"for layer 0: give .* for new layers \(2, 3\)"),
+        ("geometric", {2: {"tau_crit": 0.2}}, "give beta0, gamma0, eta0"),
+        ("geometric", {2: {"beta0": -0.2}}, "beta0 of layer 2 is -0.2: it must be 0 or greater"),
+        ("geometric", {2: {"beta0": float("nan")}}, "must be 0 or greater"),
+        ("copy", {2: {"beta0": 0.2}}, "for init 'geometric' \\(this plan's is 'copy'\\)"),
+    ],
+)
+def test_coefficients_that_would_do_nothing_or_harm_are_refused(
+    init: Initialiser, gains: dict[int, dict[str, float]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        GrowthPlan.top(2, 4, init).with_gains(gains)
+
+
+def test_a_module_without_a_configuration_has_the_depth_of_its_list() -> None:
+    model = Classifier(3)
+    assert GrowthPlan.stack(model, 5).depth_before == 3
+    family = Family(blocks="encoder.layers", output_projections=("mix", "out"))
+    assert GrowthPlan.interleave(model, 5, family=family) == GrowthPlan.interleave(3, 5)
 
 
 @pytest.mark.parametrize(

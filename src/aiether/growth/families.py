@@ -73,7 +73,10 @@ class Family:
     def depth(self, config: Mapping[str, Any]) -> int:
         """Number of layers that a configuration dict states."""
         if self.depth_key is None or self.depth_key not in config:
-            raise ValueError(f"the configuration of a {self.model_type} model lacks {self.depth_key!r}")
+            raise ValueError(
+                f"the configuration of a {self.model_type} model lacks {self.depth_key!r}: name the setting "
+                "that is the number of layers, family_of(model, depth_key=...)"
+            )
         return int(config[self.depth_key])
 
 
@@ -183,8 +186,9 @@ def _fingerprint(source: Any) -> str:
 
 def _registered(source: Any) -> Family | None:
     if isinstance(source, Mapping):
-        source = source.get("model_type", "")
-    return FAMILIES.get(source if isinstance(source, str) else getattr(source, "model_type", ""))
+        source = source.get("model_type")
+    model_type: Any = source if isinstance(source, str) else getattr(source, "model_type", None)
+    return FAMILIES.get(model_type)
 
 
 @lru_cache(maxsize=_MAX_KNOWN)
@@ -196,9 +200,10 @@ def _in_model(model: nn.Module, blocks: str | None, depth_key: str | None) -> Fa
     config = getattr(model, "config", None)
     if blocks is None:
         depth_key = depth_key or depth_key_of(config)
-        blocks = find_blocks(model, settings_of(config).get(depth_key or ""))
-    else:
-        depth_key = depth_key or depth_key_of(config, len(blocks_at(model, blocks)))
+        # An encoder and a decoder may both be as deep as the configuration's one number says.
+        known = depth_key is not None and not getattr(config, "is_encoder_decoder", False)
+        blocks = find_blocks(model, settings_of(config).get(depth_key) if known else None)
+    depth_key = depth_key or depth_key_of(config, len(blocks_at(model, blocks)))
     found = examine(model, blocks)
     return Family(
         blocks=blocks,

@@ -34,22 +34,22 @@ _ZERO_AT_ZERO = frozenset(("neg", "sum", "mean", "relu", "gelu", "silu", "tanh",
 class _Node:
     """One recorded tensor: the operation that made it and that operation's arguments, tensors as nodes.
 
-    Views share the memory of a root. Writing into any of them raises the root's version: nodes of an older
-    version describe values that are gone.
+    Views share the memory of a root, which counts what is written into any of them: a node that has seen
+    fewer writes describes values that are gone.
     """
 
     def __init__(self, op: str, args: tuple[Any, ...] = (), *, name: str = "", ndim: int = 0) -> None:
         self.op, self.args, self.name, self.ndim = op, args, name, ndim
-        self.root, self.version = self, 0
+        self.root, self.writes, self.seen = self, 0, 0
         if op in _VIEWS and args and isinstance(args[0], _Node) and args[0] is not _OPAQUE:
             self.share(args[0].root)
 
     def share(self, root: _Node) -> None:
-        self.root, self.version = root, root.version
+        self.root, self.seen = root, root.writes
 
     @property
     def is_stale(self) -> bool:
-        return self.version != self.root.version
+        return self.seen != self.root.writes
 
 
 _OPAQUE = _Node("opaque")
@@ -102,7 +102,7 @@ class OperationRecorder(TorchDispatchMode):
         if isinstance(result, Tensor):
             node = _Node(op, recorded, ndim=result.ndim)
             if isinstance(written, _Node) and written is not _OPAQUE:
-                written.root.version += 1
+                written.root.writes += 1
                 if written.root is not written:
                     node.share(written.root)
             self._keep(result, node)

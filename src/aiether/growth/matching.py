@@ -47,8 +47,12 @@ def check_blocks_match(before: nn.Module, after: nn.Module, plan: GrowthPlan, fa
     """Compare each layer of a grown model with the layer that it stands for or was made from.
 
     Class, tensor names and shapes, and plain settings (window, rotary, scaling) must agree: a configuration
-    may give a layer its form by its index, and then a moved layer is another layer. Models on the meta device
-    will do.
+    may give a layer its form by its index, and then a moved layer is another layer.
+
+    Parameters
+    ----------
+    before, after: models freshly built from the two configurations; on the meta device they cost nothing. (A
+        model in use differs in what its user has switched on.)
 
     Raises
     ------

@@ -256,7 +256,7 @@ def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> 
     ------
     ValueError
         If a list does not have one entry a layer, attention is scaled by the layer's index and old layers
-        move, or the family names no depth in a configuration that there is.
+        move, layers have settings of their own, or the family names no depth in a configuration.
     """
     if not config:
         return {}
@@ -265,6 +265,11 @@ def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> 
         raise ValueError(
             "scale_attn_by_inverse_layer_idx ties a layer's function to its index, and this plan moves old "
             "layers: use placement 'stack' or 'top'"
+        )
+    if config.get("per_layer_config"):
+        raise ValueError(
+            "the configuration gives layers settings of their own (per_layer_config), which growth does not "
+            "move: grow a model whose layers are alike"
         )
     if family.depth_key is None:
         raise ValueError(
@@ -280,11 +285,6 @@ def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> 
                 f"configuration list {key!r} has {len(values)} entries for {plan.depth_before} layers"
             )
         grown[key] = [values[origin.source] for origin in plan.layers]
-    if overrides := config.get("per_layer_config"):
-        own = {int(layer): settings for layer, settings in overrides.items()}
-        grown["per_layer_config"] = {
-            layer: own[origin.source] for layer, origin in enumerate(plan.layers) if origin.source in own
-        }
     return grown
 
 

@@ -17,10 +17,7 @@ from torch import Tensor, nn
 
 from .identity import BlockIdentity, OperationRecorder, read_identity
 
-_NAME_FIRST = (
-    'name it: family_of(model, blocks="encoder.layers"), the path of the nn.ModuleList (or numbered module '
-    "list) whose entries shall be grown"
-)
+_NAME_IT = 'name the list that shall grow: aiether.family_of(model, blocks="{}")'
 
 
 def module_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
@@ -47,7 +44,8 @@ def find_blocks(model: nn.Module, depth: int | None) -> str:
     if len(fitting) == 1:
         return fitting[0]
     what = f"{len(fitting)} lists of blocks ({', '.join(fitting)})" if fitting else "no list of equal blocks"
-    raise ValueError(f"{type(model).__name__} has {what}: {_NAME_FIRST}")
+    hint = _NAME_IT.format(fitting[0] if fitting else "encoder.layers")
+    raise ValueError(f"{type(model).__name__} has {what}: {hint}")
 
 
 def blocks_at(model: nn.Module, path: str) -> nn.ModuleList | nn.Sequential:
@@ -89,13 +87,18 @@ def examine(model: nn.Module, path: str) -> BlockIdentity:
     arguments which they need; else a block alone, on hidden states.
     """
     try:
-        shadow = meta_copy(model)
-        blocks = blocks_at(shadow, path)
-        chosen = _representatives(blocks)
-        read = _read_in_model(shadow, chosen) if hasattr(shadow, "main_input_name") else _read_alone(chosen)
+        if hasattr(model, "main_input_name"):
+            shadow = meta_copy(model)
+            read = _read_in_model(shadow, _representatives(blocks_at(shadow, path)))
+        else:
+            read = _read_alone([meta_copy(block) for block in _representatives(blocks_at(model, path))])
     except Exception as error:  # noqa: BLE001 - any model's code runs here; what it raises becomes the reason
-        return BlockIdentity({}, (), (), f"a trial run without data failed: {error}".splitlines()[0])
+        return BlockIdentity({}, (), (), f"a trial run without data failed ({_line(error)})")
     return _merged(read)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _merged(found: list[BlockIdentity]) -> BlockIdentity:
@@ -189,10 +192,11 @@ def _read_alone(blocks: list[nn.Module]) -> list[BlockIdentity]:
 
 
 def _width(block: nn.Module) -> int:
-    norms = [m for m in block.modules() if "norm" in type(m).__name__.lower() and any(m.parameters())]
-    if norms:
-        return next(norms[0].parameters()).shape[-1]
-    return next(p.shape[-1] for p in block.parameters() if p.ndim > 1)
+    for module in block.modules():
+        scale = next(module.parameters(recurse=False), None)
+        if scale is not None and "norm" in type(module).__name__.lower():
+            return scale.shape[-1]
+    return next(p.shape[1] for p in block.parameters() if p.ndim > 1)
 
 
 def _name_tensors(recorder: OperationRecorder, block: nn.Module, hidden: Tensor) -> None:
@@ -299,7 +303,7 @@ def model_of(config: Any) -> nn.Module:
     except Exception as error:
         raise ValueError(
             f"transformers cannot build a model of type {config.model_type!r} from this configuration "
-            f"({error}): check it, or give the model itself"
+            f"({_line(error)}): check it, or give the model itself"
         ) from error
 
 
@@ -318,12 +322,15 @@ def as_config(config: Any) -> Any:
     settings = {"model_type": config} if isinstance(config, str) else settings_of(config)
     model_type = str(settings.pop("model_type", None))
     if model_type not in transformers.CONFIG_MAPPING:
-        raise ValueError(f"transformers knows no model type {model_type!r}: {_NAME_FIRST}")
+        raise ValueError(
+            f"transformers knows no model type {model_type!r}: give the model itself and "
+            f"{_NAME_IT.format('encoder.layers')}, or register the type in aiether.growth.FAMILIES"
+        )
     try:
         with _quietly():
             return transformers.AutoConfig.for_model(model_type, **settings)
     except Exception as error:
-        raise ValueError(f"transformers refuses the {model_type} configuration: {error}") from error
+        raise ValueError(f"transformers refuses the {model_type} configuration: {_line(error)}") from error
 
 
 def written_out(config: Mapping[str, Any]) -> dict[str, Any]:

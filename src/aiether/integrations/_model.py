@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from aiether.growth import (
     Family,
@@ -21,6 +21,7 @@ from aiether.growth import (
     Migration,
     TrainingState,
     check_blocks_match,
+    grow_config,
     renames,
 )
 
@@ -29,20 +30,41 @@ from ._checkpoint import Moments
 
 def build_model(previous: PreTrainedModel, state: TrainingState) -> PreTrainedModel:
     """A fresh model of the previous one's class that holds exactly `state` (names and shapes are checked)."""
-    config = copy.deepcopy(previous.config)
-    before = previous.config.to_dict()
-    for key, value in state.config.items():
-        if before.get(key) != value:
-            setattr(config, key, value)
+    config = _with_settings(previous.config, state.config)
     with torch.random.fork_rng(), torch.device(previous.device):
         model = type(previous)(config)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in state.tensors:  # others (rotary frequencies) keep the precision they are made in
             tensor.data = tensor.data.to(state.tensors[name].dtype)
     model.load_state_dict(state.tensors, strict=True)
-    model.generation_config = previous.generation_config
-    model.loss_type = previous.loss_type
+    for name in ("generation_config", "loss_type"):  # an encoder has neither
+        if hasattr(previous, name):
+            setattr(model, name, getattr(previous, name))
     return model.train(previous.training)
+
+
+def _with_settings(config: PreTrainedConfig, settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """A copy of a configuration in which what differs from `settings` is set to them."""
+    changed, before = copy.deepcopy(config), config.to_dict()
+    for key, value in settings.items():
+        if before.get(key) != value:
+            setattr(changed, key, value)
+    return changed
+
+
+def check_plan_fits(model: PreTrainedModel, plan: GrowthPlan, family: Family) -> None:
+    """Build both configurations without data: would every layer stay what it is in the grown model?
+
+    Raises
+    ------
+    ValueError
+        Where the configuration ties a layer's form to its index, naming the first difference.
+    """
+    grown = grow_config(model.config.to_dict(), plan, family)
+    with torch.random.fork_rng(), torch.device("meta"):
+        before = type(model)(copy.deepcopy(model.config))
+        after = type(model)(_with_settings(model.config, grown))
+    check_blocks_match(before, after, plan, family)
 
 
 @dataclass(frozen=True)
@@ -58,6 +80,7 @@ def grow_model(
     model: PreTrainedModel, moments: Moments, controller: GrowthController, plan: GrowthPlan, step: int
 ) -> Growth:
     """Migrate a live model's state and build the grown model around it; the old model stays as it is."""
+    check_plan_fits(model, plan, controller.family)
     state = TrainingState(
         config=model.config.to_dict(),
         tensors=model.state_dict(),
@@ -66,9 +89,9 @@ def grow_model(
         family=controller.family,
     )
     migration = controller.grow(state, plan)
-    grown = build_model(model, migration.state)
-    check_blocks_match(model, grown, plan, controller.family)
-    return Growth(grown, migration, renames(state.tensors, plan, controller.family))
+    return Growth(
+        build_model(model, migration.state), migration, renames(state.tensors, plan, controller.family)
+    )
 
 
 def blocks_of(model: PreTrainedModel, family: Family) -> nn.ModuleList:
