@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .geometry import Extrapolator, GeometryMetrics, Trajectory
-    from .growth import GrowthConfig, GrowthController, GrowthPlan, TrainingState, migrate
+    from .growth import (
+        Family,
+        GrowthConfig,
+        GrowthController,
+        GrowthPlan,
+        TrainingState,
+        family_of,
+        migrate,
+    )
     from .integrations import FitResult, GrowthError, RunFault, RunObserver, fit
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Extrapolator": "geometry",
+    "Family": "growth",
     "FitResult": "integrations",
     "GeometryMetrics": "geometry",
     "GrowthConfig": "growth",
@@ -28,12 +37,14 @@ _HOMES = {
     "RunObserver": "integrations",
     "Trajectory": "geometry",
     "TrainingState": "growth",
+    "family_of": "growth",
     "fit": "integrations",
     "migrate": "growth",
 }
 
 __all__ = [
     "Extrapolator",
+    "Family",
     "FitResult",
     "GeometryMetrics",
     "GrowthConfig",
@@ -44,6 +55,7 @@ __all__ = [
     "RunObserver",
     "TrainingState",
     "Trajectory",
+    "family_of",
     "fit",
     "migrate",
 ]

@@ -188,7 +188,7 @@ def _registered(source: Any) -> Family | None:
     if isinstance(source, Mapping):
         source = source.get("model_type")
     model_type: Any = source if isinstance(source, str) else getattr(source, "model_type", None)
-    return FAMILIES.get(model_type)
+    return FAMILIES.get(str(model_type))
 
 
 @lru_cache(maxsize=_MAX_KNOWN)

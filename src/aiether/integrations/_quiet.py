@@ -22,13 +22,17 @@ def without_progress_bars() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_about_tied_weights() -> Iterator[None]:
-    """The Trainer warns of "missing keys" for a tied head, which is saved under one name only."""
+def quiet_about_names_on_disk() -> Iterator[None]:
+    """The Trainer compares a checkpoint's names with the model's, and warns where they differ by design.
+
+    A tied head is saved under one name, and some families under other names than the model's (Mixtral's
+    experts). By then `from_pretrained`, which knows both, has read the weights and warned of lost ones.
+    """
     logger = logging.getLogger("transformers.trainer")
-    message = "There were missing keys in the checkpoint model loaded: ['lm_head.weight']"
+    messages = tuple(f"There were {kind} keys in the checkpoint model" for kind in ("missing", "unexpected"))
 
     def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(message)
+        return not record.getMessage().startswith(messages)
 
     logger.addFilter(keep)
     try:

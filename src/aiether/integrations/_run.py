@@ -30,7 +30,7 @@ from ._optimizer_state import (
     scheduler_state,
     unwrap_optimizer,
 )
-from ._quiet import quiet_about_tied_weights, without_progress_bars
+from ._quiet import quiet_about_names_on_disk, without_progress_bars
 from ._setup import planned_steps, save_interval, workload
 from ._stage import Handover, Stage, StageLeft
 from ._weights import check_weights
@@ -216,7 +216,7 @@ class Run:
         set_seed(args.seed)  # the sampler's order derives from it: the same in every stage
         out_of_memory: str | None = None
         try:
-            with quiet_about_tied_weights(), gradient_norms(trainer.accelerator, stage.take_gradient_norm):
+            with quiet_about_names_on_disk(), gradient_norms(trainer.accelerator, stage.take_gradient_norm):
                 trainer.train(resume_from_checkpoint=str(self.last.path) if self.last.step else None)
         except StageLeft:
             trainer.is_in_train = False
