@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.families import FAMILY_TABLE
 from tests.growth.modules import Classifier, PreNorm
 from torch import nn
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
@@ -137,6 +138,29 @@ def test_asking_changes_nothing_and_draws_nothing() -> None:
     assert model.training
     assert not calls
     assert all(parameter.requires_grad and parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def test_a_models_own_configuration_stays_as_it_is() -> None:
+    model = FAMILY_TABLE[0].build(2)
+    before = model.config.to_dict(), model.config._attn_implementation, model.config.use_cache
+    family_of(model)
+    assert (model.config.to_dict(), model.config._attn_implementation, model.config.use_cache) == before
+
+
+def test_a_name_from_a_file_builds_models_only() -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 2, "architectures": ["pipeline", "LlamaModel"]}
+    assert family_of(config).blocks == "layers"
+
+
+def test_a_list_of_layer_numbers_is_no_list_with_one_entry_a_layer() -> None:
+    config = {"model_type": "qwen2_moe", "num_hidden_layers": 2, "mlp_only_layers": [0, 1]}
+    assert family_of(config).per_layer_keys == ("layer_types",)
+
+
+def test_a_depth_that_no_setting_states_is_refused_when_it_is_asked_for() -> None:
+    config = {"model_type": "llama", "num_hidden_layers": 2}
+    with pytest.raises(ValueError, match="lacks 'depth'"):
+        family_of(config, blocks="model.layers", depth_key="depth").depth(config)
 
 
 def test_a_block_that_needs_more_than_hidden_states_cannot_be_read_and_says_so() -> None:

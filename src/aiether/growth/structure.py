@@ -234,17 +234,19 @@ def per_layer_keys(config: Any, depth_key: str) -> tuple[str, ...]:
 
     Two sources: lists of the class's own defaults that get longer with the depth, and lists of this
     configuration with as many entries as layers and `layer` in their name. Lists that enumerate layers
-    (rising indices) are none.
+    (rising indices, as `mlp_only_layers`) are none.
     """
     values = settings_of(config)
-    depth = values[depth_key]
+    depth = values.get(depth_key)
     own = {
         key
         for key, value in values.items()
         if isinstance(value, (list, tuple)) and len(value) == depth and "layer" in key
     }
     follow, enumerate_layers = _lists_of_class(type(config), depth_key)
-    return tuple(sorted((own | follow) - enumerate_layers))
+    numbered = {key for key in own if all(isinstance(v, int) for v in values[key])} - follow
+    rising = {key for key in numbered if sorted(set(values[key])) == list(values[key])}
+    return tuple(sorted((own | follow) - enumerate_layers - rising))
 
 
 def _default_lists(config_class: type, depth_key: str, depth: int) -> dict[str, list[Any]]:
@@ -292,11 +294,13 @@ def model_of(config: Any) -> nn.Module:
     import transformers  # heavy, and needed only where no model is at hand
 
     config = copy.deepcopy(as_config(config))
-    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    named = [getattr(transformers, str(name), None) for name in config.architectures or ()]
+    # The names come from a file: nothing but a model's class may be called.
+    classes = [c for c in named if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)]
     try:
         with _quietly(), torch.random.fork_rng(devices=()), torch.device("meta"):
-            if model_class := next((cls for cls in named if cls is not None), None):
-                return model_class(config)
+            if classes:
+                return classes[0](config)
             if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
                 return transformers.AutoModelForCausalLM.from_config(config)
             return transformers.AutoModel.from_config(config)
