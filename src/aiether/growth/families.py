@@ -200,9 +200,9 @@ def _in_model(model: nn.Module, blocks: str | None, depth_key: str | None) -> Fa
     config = getattr(model, "config", None)
     if blocks is None:
         depth_key = depth_key or depth_key_of(config)
+        depth = settings_of(config).get(depth_key) if depth_key else None
         # An encoder and a decoder may both be as deep as the configuration's one number says.
-        known = depth_key is not None and not getattr(config, "is_encoder_decoder", False)
-        blocks = find_blocks(model, settings_of(config).get(depth_key) if known else None)
+        blocks = find_blocks(model, None if getattr(config, "is_encoder_decoder", False) else depth)
     depth_key = depth_key or depth_key_of(config, len(blocks_at(model, blocks)))
     found = examine(model, blocks)
     return Family(
