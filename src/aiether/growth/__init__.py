@@ -7,7 +7,17 @@ from .controller import GrowthController
 from .families import FAMILIES, Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, initialise_output_projections
 from .lineage import LayerRecord, Lineage
-from .migrate import Migration, TrainingState, grow_config, migrate, renames
+from .migrate import (
+    Migration,
+    TrainingState,
+    check_depth,
+    grow_config,
+    make_layer,
+    migrate,
+    new_moments,
+    origins,
+    renames,
+)
 from .plan import (
     PLACEMENTS,
     GrowthPlan,
@@ -52,6 +62,7 @@ __all__ = [
     "TrainingState",
     "TriggerState",
     "block_tensors",
+    "check_depth",
     "decide",
     "depth_of",
     "depth_schedule",
@@ -60,8 +71,11 @@ __all__ = [
     "grow_config",
     "growth_warnings",
     "initialise_output_projections",
+    "make_layer",
     "migrate",
+    "new_moments",
     "next_depth",
+    "origins",
     "plan_growth",
     "planned_depth",
     "relative_improvement",

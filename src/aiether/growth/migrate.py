@@ -6,15 +6,15 @@ Nothing here knows whether the state came from a live model, a checkpoint or a s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..geometry import Trajectory
-from .config import GrowthConfig, Initialiser
+from ..geometry import History
+from .config import GrowthConfig, Initialiser, Moments
 from .families import Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, Metrics
 from .plan import GrowthPlan
@@ -29,14 +29,15 @@ class TrainingState:
     Attributes
     ----------
     config: the model's configuration dict (transformers' `config.to_dict()`).
-    tensors: `model.state_dict()`; tied tensors may stand under both names.
+    tensors: `model.state_dict()`; tied tensors may stand under both names. A mapping may load them when they
+        are asked for.
     moments: optimizer state by parameter name, such as `{"exp_avg": ..., "exp_avg_sq": ..., "step": ...}`.
     step: optimizer steps done.
     extra: JSON that is passed through untouched.
     """
 
     config: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     moments: dict[str, ParameterMoments] = field(default_factory=dict)
     step: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +57,7 @@ def migrate(
     plan: GrowthPlan,
     *,
     growth: GrowthConfig,
-    trajectory: Trajectory | None = None,
+    trajectory: History | None = None,
     final_depth: int,
     seed: int,
 ) -> Migration:
@@ -77,19 +78,9 @@ def migrate(
     made: dict[int, dict[str, Tensor]] = {}
     tensor_metrics: dict[str, Metrics] = {}
     for layer in plan.new_layers:
-        source = BlockSource(
-            layer=plan.layers[layer].source,
-            tensors={
-                suffix: state.tensors[name] for suffix, name in blocks[plan.layers[layer].source].items()
-            },
-            trajectory=trajectory,
-            family=family,
-            config=state.config,
-            final_depth=final_depth,
-            generator=layer_generator(seed, state.step, layer),
-            growth=growth,
+        made[layer], metrics = make_layer(
+            state, plan, layer, growth=growth, trajectory=trajectory, final_depth=final_depth, seed=seed
         )
-        made[layer], metrics = _make_block(source, plan.init)
         tensor_metrics |= {family.name(layer, suffix): entry for suffix, entry in metrics.items()}
     grown = replace(
         state,
@@ -99,6 +90,44 @@ def migrate(
         extra=dict(state.extra),
     )
     return Migration(grown, tensor_metrics, plan)
+
+
+def make_layer(
+    state: TrainingState,
+    plan: GrowthPlan,
+    layer: int,
+    *,
+    growth: GrowthConfig,
+    trajectory: History | None = None,
+    final_depth: int,
+    seed: int,
+) -> tuple[dict[str, Tensor], dict[str, Metrics]]:
+    """The tensors of one new layer by suffix, and what was measured for each: `migrate`, layer by layer.
+
+    Only the tensors of the layer's source are read from `state.tensors`, so that a model larger than memory
+    can be grown one block at a time.
+    """
+    family = family_of(state.config)
+    origin = plan.layers[layer].source
+    source = BlockSource(
+        layer=origin,
+        tensors={
+            suffix: state.tensors[n] for suffix, n in block_tensors(state.tensors, family)[origin].items()
+        },
+        trajectory=trajectory,
+        family=family,
+        config=state.config,
+        final_depth=final_depth,
+        generator=layer_generator(seed, state.step, layer),
+        growth=growth,
+    )
+    return _make_block(source, plan.init)
+
+
+def check_depth(state: TrainingState, plan: GrowthPlan) -> None:
+    """Raise ValueError if plan, configuration and tensors do not agree on the number of layers."""
+    family = family_of(state.config)
+    _check_depth(state, plan, block_tensors(state.tensors, family), family)
 
 
 def _check_depth(state: TrainingState, plan: GrowthPlan, blocks: Mapping[int, Any], family: Family) -> None:
@@ -152,20 +181,33 @@ def renames(names: Iterable[str], plan: GrowthPlan, family: Family) -> dict[str,
     return result
 
 
+def origins(names: Iterable[str], plan: GrowthPlan, family: Family) -> dict[str, tuple[str, int | None]]:
+    """Name in the grown model -> the old name it comes from, and the new layer it belongs to, if to one.
+
+    In the order of a state dict: the new layers stand among the old ones.
+    """
+    names = list(names)
+    blocks = block_tensors(names, family)
+    result: dict[str, tuple[str, int | None]] = {}
+    for name in names:
+        if family.split(name) is None:
+            result[name] = (name, None)
+        elif name == next(iter(blocks[0].values())):
+            for layer, origin in enumerate(plan.layers):
+                for suffix, old in blocks[origin.source].items():
+                    result[family.name(layer, suffix)] = (old, layer if origin.is_new else None)
+    return result
+
+
 def _renumber(
     tensors: Mapping[str, Tensor], plan: GrowthPlan, family: Family, made: Mapping[int, Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Old tensors under their new names, new ones among them, in the order of a state dict."""
-    blocks = block_tensors(tensors, family)
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if family.split(name) is None:
-            result[name] = tensor
-        elif name == next(iter(blocks[0].values())):
-            for layer, origin in enumerate(plan.layers):
-                own = made.get(layer) or {s: tensors[n] for s, n in blocks[origin.source].items()}
-                result |= {family.name(layer, suffix): value for suffix, value in own.items()}
-    return result
+    new = {family.name(layer, suffix): t for layer, block in made.items() for suffix, t in block.items()}
+    return {
+        name: tensors[old] if layer is None else new[name]
+        for name, (old, layer) in origins(tensors, plan, family).items()
+    }
 
 
 def _grow_moments(
@@ -177,16 +219,32 @@ def _grow_moments(
     for name, (own, *new) in renames(moments, plan, family).items():
         result[own] = dict(moments[name])
         for fresh in new:
-            result[fresh] = {
-                key: _new_moment(value, copy=growth.moments == "copy") for key, value in moments[name].items()
-            }
+            result[fresh] = new_moments(moments[name], growth.moments)
     return result
 
 
-def _new_moment(value: Tensor | float | int, *, copy: bool) -> Tensor | float | int:
-    if isinstance(value, Tensor):
-        return value.detach().clone() if copy else torch.zeros_like(value)
-    return value if copy else type(value)(0)
+def _clone(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def new_moments(
+    source: Mapping[str, Tensor | float | int],
+    moments: Moments,
+    *,
+    zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
+    copy: Callable[[Tensor], Tensor] = _clone,
+) -> ParameterMoments:
+    """The optimizer state that a new tensor starts with, from that of its source.
+
+    `zeros` and `copy` make the tensors; "reset" gives none.
+    """
+    if moments == "reset":
+        return {}
+    make = copy if moments == "copy" else zeros
+    return {
+        key: make(value) if isinstance(value, Tensor) else value if moments == "copy" else type(value)(0)
+        for key, value in source.items()
+    }
 
 
 def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> dict[str, Any]:
