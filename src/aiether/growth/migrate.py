@@ -79,7 +79,14 @@ def migrate(
     tensor_metrics: dict[str, Metrics] = {}
     for layer in plan.new_layers:
         made[layer], metrics = make_layer(
-            state, plan, layer, growth=growth, trajectory=trajectory, final_depth=final_depth, seed=seed
+            state,
+            plan,
+            layer,
+            family=family,
+            growth=growth,
+            trajectory=trajectory,
+            final_depth=final_depth,
+            seed=seed,
         )
         tensor_metrics |= {family.name(layer, suffix): entry for suffix, entry in metrics.items()}
     grown = replace(
@@ -97,6 +104,7 @@ def make_layer(
     plan: GrowthPlan,
     layer: int,
     *,
+    family: Family,
     growth: GrowthConfig,
     trajectory: History | None = None,
     final_depth: int,
@@ -107,7 +115,6 @@ def make_layer(
     Only the tensors of the layer's source are read from `state.tensors`, so that a model larger than memory
     can be grown one block at a time.
     """
-    family = family_of(state.config)
     origin = plan.layers[layer].source
     source = BlockSource(
         layer=origin,
@@ -124,9 +131,8 @@ def make_layer(
     return _make_block(source, plan.init)
 
 
-def check_depth(state: TrainingState, plan: GrowthPlan) -> None:
+def check_depth(state: TrainingState, plan: GrowthPlan, family: Family) -> None:
     """Raise ValueError if plan, configuration and tensors do not agree on the number of layers."""
-    family = family_of(state.config)
     _check_depth(state, plan, block_tensors(state.tensors, family), family)
 
 

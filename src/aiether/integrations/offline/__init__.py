@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from ._write import Progress
 from .grow import GrownCheckpoint, grow_checkpoint
+from .inspect import Inspection, LayerGeometry, TensorGeometry, inspect_checkpoints
 
-__all__ = ["GrownCheckpoint", "grow_checkpoint"]
+__all__ = [
+    "GrownCheckpoint",
+    "Inspection",
+    "LayerGeometry",
+    "Progress",
+    "TensorGeometry",
+    "grow_checkpoint",
+    "inspect_checkpoints",
+]

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from aiether.geometry import History
 from aiether.growth import (
+    Family,
     GrowthConfig,
     GrowthPlan,
     TrainingState,
     check_depth,
-    family_of,
     make_layer,
     origins,
 )
@@ -36,16 +36,17 @@ class GrownTensors(StoredTensors):
         state: TrainingState,
         plan: GrowthPlan,
         *,
+        family: Family,
         growth: GrowthConfig,
         history: History | None,
         final_depth: int,
         seed: int,
     ) -> None:
         assert isinstance(state.tensors, StoredTensors)
-        check_depth(state, plan)
-        self.state, self.plan, self.growth, self.history = state, plan, growth, history
+        check_depth(state, plan, family)
+        self.state, self.plan, self.family = state, plan, family
+        self.growth, self.history = growth, history
         self.final_depth, self.seed = final_depth, seed
-        self.family = family_of(state.config)
         self.metrics: dict[str, dict[str, object]] = {}
         self._old = state.tensors
         self._origins = origins(state.tensors, plan, self.family)
@@ -79,6 +80,7 @@ class GrownTensors(StoredTensors):
                 self.state,
                 self.plan,
                 layer,
+                family=self.family,
                 growth=self.growth,
                 trajectory=self.history,
                 final_depth=self.final_depth,

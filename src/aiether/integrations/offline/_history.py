@@ -38,15 +38,27 @@ class StoredHistory:
         return velocity_gram(self.snapshots(names))
 
 
-def check_alike(sources: Sequence[Source], stored: Sequence[StoredTensors], names: Sequence[str]) -> None:
-    """Raise ValueError unless all checkpoints hold `names` in the shapes that the last one has."""
+def check_alike(
+    sources: Sequence[Source],
+    stored: Sequence[StoredTensors],
+    names: Sequence[str],
+    *,
+    complete: bool = False,
+) -> None:
+    """Raise ValueError unless all checkpoints hold `names` in the shapes that the last one has.
+
+    With `complete` they may hold nothing else.
+    """
     *earlier, last = stored
     for source, tensors in zip(sources, earlier, strict=False):
         missing = [name for name in names if name not in tensors]
-        if missing:
+        more = [name for name in tensors if name not in last] if complete else []
+        if missing or more:
+            lacking, having = (sources[-1], source) if more else (source, sources[-1])
             raise ValueError(
-                f"{str(source.path)!r} lacks {missing[0]!r} and {len(missing) - 1} more tensors of "
-                f"{str(sources[-1].path)!r}: a trajectory needs checkpoints of one architecture and depth"
+                f"{str(lacking.path)!r} lacks {len(more or missing)} tensors that {str(having.path)!r} has, "
+                f"such as {(more or missing)[0]!r}: a trajectory needs checkpoints of one architecture and "
+                "depth"
             )
         for name in names:
             if tensors.spec(name).shape != last.spec(name).shape:

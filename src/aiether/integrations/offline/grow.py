@@ -11,6 +11,7 @@ from typing import Any
 from aiether import __version__
 from aiether.growth import (
     PLACEMENTS,
+    Family,
     GrowthConfig,
     GrowthPlan,
     TrainingState,
@@ -160,8 +161,9 @@ def _prepare(
     grown = GrownTensors(
         state,
         plan,
+        family=family,
         growth=growth,
-        history=_history(source, tensors, past, plan, state) if past else None,
+        history=_history(source, tensors, past, plan, family) if past else None,
         final_depth=final_depth,
         seed=seed,
     )
@@ -193,9 +195,9 @@ def _history(
     tensors: StoredTensors,
     past: Sequence[Source],
     plan: GrowthPlan,
-    state: TrainingState,
+    family: Family,
 ) -> StoredHistory:
-    blocks = block_tensors(tensors, family_of(state.config))
+    blocks = block_tensors(tensors, family)
     if not plan.sources <= blocks.keys():
         raise ValueError(
             f"{str(source.path)!r} holds layers {list(blocks)}, its configuration states {plan.depth_before}"
