@@ -42,17 +42,16 @@ def check_alike(
     sources: Sequence[Source],
     stored: Sequence[StoredTensors],
     names: Sequence[str],
-    *,
-    complete: bool = False,
 ) -> None:
     """Raise ValueError unless all checkpoints hold `names` in the shapes that the last one has.
 
-    With `complete` they may hold nothing else.
+    Nothing but a single file may hold more or less than the last one: a shallower model is another function.
     """
     *earlier, last = stored
     for source, tensors in zip(sources, earlier, strict=False):
-        missing = [name for name in names if name not in tensors]
-        more = [name for name in tensors if name not in last] if complete else []
+        wanted = names if source.kind == "file" else last
+        missing = [name for name in wanted if name not in tensors]
+        more = [name for name in tensors if name not in last] if source.kind != "file" else []
         if missing or more:
             lacking, having = (sources[-1], source) if more else (source, sources[-1])
             raise ValueError(

@@ -107,6 +107,26 @@ def find_source(path: str | Path) -> Source:
     return Source(path, "model", _number(path.name))
 
 
+def series(path: str | Path) -> list[Path]:
+    """The checkpoints that lie in one folder, of one architecture: a Trainer's output folder, or a run of
+    aiether (the snapshots that its newest checkpoint refers to).
+
+    Raises
+    ------
+    ValueError
+        If the folder holds none.
+    """
+    path = Path(path)
+    inner = sorted(path.glob("checkpoint-*"), key=lambda folder: _number(folder.name) or 0)
+    if inner:
+        return inner
+    store = CheckpointStore(path)
+    newest = store.latest() if (path / "checkpoints").is_dir() else None
+    if newest is None:
+        raise ValueError(f"{str(path)!r} holds no series of checkpoints: name at least three of them")
+    return sorted(store.snapshots / name for name in newest.read_marker()["snapshots"])
+
+
 def _of_run(path: Path) -> Source:
     newest = CheckpointStore(path).latest()
     if newest is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,21 @@ def check_room(path: Path, nbytes: int) -> None:
         )
 
 
+def shard_bytes(max_shard_size: str) -> int:
+    """A size such as "5GB" in bytes.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or nothing fits into it.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B", max_shard_size.strip().upper())
+    nbytes = int(float(match[1]) * 1000 ** " KMGT".index(match[2] or " ")) if match else 0
+    if nbytes <= 0:
+        raise ValueError(f"max_shard_size is {max_shard_size!r}: a size such as 5GB or 200MB is meant")
+    return nbytes
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that gets its name when all is well, and is removed when not.
@@ -84,12 +100,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def write_sharded(
-    folder: Path, tensors: StoredTensors, max_shard_size: str | int, wrote: Callable[[int], None]
+    folder: Path, tensors: StoredTensors, max_shard_size: int, wrote: Callable[[int], None]
 ) -> None:
     """Write tensors as `save_pretrained` lays them out, reading each once and in the mapping's order.
 
-    One file if all fit into `max_shard_size`, else shards with an index. `wrote` is told the bytes of each
-    tensor.
+    One file if all fit into `max_shard_size` bytes, else shards with an index. `wrote` is told the bytes of
+    each tensor.
     """
     specs = tensors.specs
     split = split_state_dict_into_shards_factory(

@@ -29,7 +29,7 @@ from ._history import StoredHistory
 from ._sources import ModelConfig, Source, find_source, in_order
 from ._tensors import StoredTensors
 from ._trainer import grow_optimizer
-from ._write import Progress, check_new, check_room, copy_file, new_folder, write_sharded
+from ._write import Progress, check_new, check_room, copy_file, new_folder, shard_bytes, write_sharded
 
 RECORD = "aiether_growth.json"
 CARRIED = (
@@ -107,6 +107,7 @@ def grow_checkpoint(
         For anything that cannot work, before anything is written; or if the disk fills up.
     """
     growth.validate()
+    shard = shard_bytes(max_shard_size)
     output = Path(output_dir)
     check_new(output)
     source = find_source(path)
@@ -116,7 +117,7 @@ def grow_checkpoint(
     job = _prepare(source, model_config, growth, to_layers, history, max_layers or to_layers, seed)
     check_room(output, _total(job.grown, source))
     with new_folder(output) as folder:
-        _write(folder, source, model_config, job, max_shard_size, progress or (lambda done, total: None))
+        _write(folder, source, model_config, job, shard, progress or (lambda done, total: None))
         write_json(folder / RECORD, _record(source, job, growth, seed))
         nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return GrownCheckpoint(
@@ -231,7 +232,7 @@ def _write(
     source: Source,
     config: ModelConfig,
     job: _Job,
-    max_shard_size: str,
+    max_shard_size: int,
     progress: Progress,
 ) -> None:
     grown = job.grown

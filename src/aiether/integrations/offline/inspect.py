@@ -17,7 +17,7 @@ from aiether.geometry import GeometryMetrics, metrics_from_gram, velocity_gram
 from aiether.growth.config import MIN_SNAPSHOTS
 
 from ._history import check_alike
-from ._sources import Source, find_source, in_order
+from ._sources import Source, find_source, in_order, series
 from ._write import Progress
 
 _LAYER = re.compile(r"^((?:[^.]*\.)*?)(\d+)\.")
@@ -116,7 +116,8 @@ def inspect_checkpoints(paths: Sequence[str | Path], progress: Progress | None =
     ----------
     paths
         Model folders, Trainer checkpoints, folders of torch.distributed.checkpoint, aiether's checkpoints, or
-        single safetensors files.
+        single safetensors files. A single path is a folder that holds the checkpoints: a Trainer's output
+        folder, or a run of aiether, whose snapshots are taken.
     progress
         Is told how many bytes of the checkpoints are read, of how many.
 
@@ -126,14 +127,16 @@ def inspect_checkpoints(paths: Sequence[str | Path], progress: Progress | None =
         For fewer than three, for checkpoints that do not hold the same tensors in the same shapes, or for
         weights that are not finite.
     """
+    if len(paths) == 1:
+        paths = series(paths[0])
     if len(paths) < MIN_SNAPSHOTS:
         raise ValueError(
-            f"{len(paths)} checkpoint(s) given: at least {MIN_SNAPSHOTS} are needed, since two points always "
+            f"{len(paths)} checkpoint(s) found: at least {MIN_SNAPSHOTS} are needed, since two points always "
             "make a straight line"
         )
     sources = in_order([find_source(path) for path in paths])
     stored = [source.tensors() for source in sources]
-    check_alike(sources, stored, sorted(stored[-1]), complete=True)
+    check_alike(sources, stored, sorted(stored[-1]))
     floating = [name for name in stored[-1] if stored[-1].spec(name).dtype.is_floating_point]
     if not floating:
         raise ValueError(
