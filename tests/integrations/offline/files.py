@@ -41,3 +41,8 @@ def prove(marker: Path) -> None:
     pickle.loads(pickle.dumps(Payload(marker)))  # noqa: S301 - the proof that it would run
     assert marker.exists()
     marker.unlink()
+
+
+def anonymous_bytes() -> int:
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    return next(int(words[1]) * 1024 for words in lines if words[0] == "RssAnon:")

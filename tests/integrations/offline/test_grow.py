@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.integrations.offline.files import edit, same, stored
+from tests.integrations.offline.files import anonymous_bytes, edit, same, stored
 from tests.integrations.tiny import tiny_model, values
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -150,11 +150,6 @@ def test_memory_for_a_block_not_for_the_model(tmp_path: Path) -> None:
 
     grow_checkpoint(tmp_path, tmp_path / "grown", to_layers=24, growth=GROWTH, progress=watch)
     assert peak < 4 * block < new_bytes / 5
-
-
-def anonymous_bytes() -> int:
-    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
-    return next(int(words[1]) * 1024 for words in lines if words[0] == "RssAnon:")
 
 
 def test_tensors_of_all_kinds_are_laid_out_as_the_library_reads_them(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from torch.distributed.checkpoint.default_planner import (
     DefaultSavePlanner,
     create_default_local_load_plan,
 )
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from .._weights import is_plain_name
 from ._tensors import Spec, StoredTensors
@@ -231,11 +233,8 @@ class NewEntry:
 
 
 def write_distributed(folder: Path, entries: Mapping[str, NewEntry], wrote: Callable[[int], None]) -> None:
-    """Write a folder that any number of processes can load, one file an entry and in the mapping's order.
-
-    (With several entries a file, the library's writer would hold all of them in memory.)
-    """
-    writer = FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
+    """Write a folder that any number of processes can load, entry by entry in the mapping's order."""
+    writer = _StreamingWriter(folder)
     planner = _LazyPlanner(entries, wrote)
     planner.set_up_planner({}, writer.storage_meta(), is_coordinator=True)
     writer.set_up_storage_writer(is_coordinator=True)
@@ -243,6 +242,27 @@ def write_distributed(folder: Path, entries: Mapping[str, NewEntry], wrote: Call
     plan = planner.finish_plan(writer.prepare_global_plan(plans)[0])
     results = writer.write_data(plan, planner).wait()
     writer.finish(metadata=metadata, results=[results])
+
+
+class _StreamingWriter(FileSystemWriter):
+    """The library's writer, which holds all entries of a file in memory, but one entry at a time."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        name = f"{plan.storage_data.prefix}0.distcp"
+        results: list[WriteResult] = []
+        with (Path(self.path) / name).open("wb") as file:
+            for item in plan.items:
+                start, value = file.tell(), planner.resolve_data(item)
+                if isinstance(value, Tensor):
+                    torch.save(value, file)
+                else:
+                    file.write(value.getbuffer())
+                length = file.tell() - start
+                place = _StorageInfo(name, start, length)
+                results.append(WriteResult(index=item.index, size_in_bytes=length, storage_data=place))
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
 
 
 class _LazyPlanner(DefaultSavePlanner):
@@ -271,4 +291,5 @@ class _LazyPlanner(DefaultSavePlanner):
         assert isinstance(value, Tensor)
         assert entry.spec == Spec(tuple(value.shape), value.dtype)
         self.wrote(value.nbytes)
-        return value.contiguous()
+        # What is saved is the whole storage: a view of a larger one becomes its own.
+        return value.contiguous() if value.untyped_storage().nbytes() == value.nbytes else value.clone()
