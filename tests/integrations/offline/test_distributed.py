@@ -109,8 +109,9 @@ def moments_of(model: nn.Module, optimizer: Any) -> dict[str, dict[str, Tensor]]
     return {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize("planner", [None, Chunked], ids=["whole", "sharded"])
-@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize(
+    ("flat", "planner"), [(False, None), (True, Chunked)], ids=["nested and whole", "flat and sharded"]
+)
 def test_model_and_optimizer_go_on(flat: bool, planner: type[Chunked] | None, tmp_path: Path) -> None:
     model, optimizer = trained()
     save(tmp_path / "ckpt-7", model, optimizer, flat=flat, planner=planner and planner())

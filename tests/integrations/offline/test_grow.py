@@ -27,7 +27,9 @@ from aiether.integrations.offline._tensors import SafetensorsFiles, Spec
 from aiether.integrations.offline._write import SafetensorsWriter
 
 GROWTH = GrowthConfig(init="copy", placement="stack")
-INITS = [init for init in get_args(Initialiser) if init != "geometric"]
+HOW = [(placement, "copy") for placement in get_args(Placement)] + [
+    ("stack", init) for init in get_args(Initialiser) if init not in ("copy", "geometric")
+]
 
 
 @pytest.fixture
@@ -36,8 +38,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("init", INITS)
-@pytest.mark.parametrize("placement", get_args(Placement))
+@pytest.mark.parametrize(("placement", "init"), HOW)
 @pytest.mark.parametrize("arch", ["gpt2", "llama", "qwen3"])
 def test_it_is_migrate_carried_out_in_files(
     arch: str, placement: Placement, init: Initialiser, tmp_path: Path
