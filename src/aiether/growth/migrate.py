@@ -19,6 +19,9 @@ from .families import Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, Metrics
 from .plan import GrowthPlan
 
+_PIECE = 1 << 22
+"""Elements that are measured at a time: float32 copies of a whole matrix may be larger than the block."""
+
 ParameterMoments = dict[str, Tensor | float | int]
 
 
@@ -162,8 +165,14 @@ def _make_block(source: BlockSource, init: Initialiser) -> tuple[dict[str, Tenso
 def _change(source: Tensor, new: Tensor) -> Metrics:
     if not new.is_floating_point():
         return {}
-    norm = float(torch.linalg.vector_norm(source.float()))
-    change = float(torch.linalg.vector_norm(new.float() - source.float()))
+    norms: list[Tensor] = []
+    changes: list[Tensor] = []
+    pieces = zip(source.reshape(-1).split(_PIECE), new.reshape(-1).split(_PIECE), strict=True)
+    for old, made in pieces:
+        wide = old.float()
+        norms.append(torch.linalg.vector_norm(wide))
+        changes.append(torch.linalg.vector_norm(made.float() - wide))
+    norm, change = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in (norms, changes))
     return {"source_norm": norm, "relative_change": change / norm if norm else None}
 
 

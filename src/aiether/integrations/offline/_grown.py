@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 
 from torch import Tensor
@@ -76,6 +78,7 @@ class GrownTensors(StoredTensors):
     def _made(self, layer: int) -> dict[str, Tensor]:
         if self._block[0] != layer:
             self._block = (-1, {})  # the block before goes first: two would be in memory at once
+            _give_memory_back()
             tensors, metrics = make_layer(
                 self.state,
                 self.plan,
@@ -89,3 +92,11 @@ class GrownTensors(StoredTensors):
             self.metrics |= {self.family.name(layer, suffix): entry for suffix, entry in metrics.items()}
             self._block = (layer, {self.family.name(layer, s): tensor for s, tensor in tensors.items()})
         return self._block[1]
+
+
+def _give_memory_back() -> None:
+    """Return freed memory to the system: glibc keeps it, in pieces that the next block may not fit into."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries give back by themselves
+        if trim is not None:
+            trim(0)
