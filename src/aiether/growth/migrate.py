@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ..geometry import History
+from ..geometry.gram import one_thread
 from .config import GrowthConfig, Initialiser, Moments
 from .families import Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, Metrics
 from .plan import GrowthPlan
 
-_PIECE = 1 << 22
-"""Elements that are measured at a time: float32 copies of a whole matrix may be larger than the block."""
+_PIECE = {"cpu": 1 << 18}
+"""Elements that are measured at a time: on a CPU few enough to stay in its cache, not in new memory."""
 
 ParameterMoments = dict[str, Tensor | float | int]
 
@@ -167,11 +168,12 @@ def _change(source: Tensor, new: Tensor) -> Metrics:
         return {}
     norms: list[Tensor] = []
     changes: list[Tensor] = []
-    pieces = zip(source.reshape(-1).split(_PIECE), new.reshape(-1).split(_PIECE), strict=True)
-    for old, made in pieces:
-        wide = old.float()
-        norms.append(torch.linalg.vector_norm(wide))
-        changes.append(torch.linalg.vector_norm(made.float() - wide))
+    piece = _PIECE.get(source.device.type, 1 << 24)
+    with one_thread(source.device):
+        for old, made in zip(source.reshape(-1).split(piece), new.reshape(-1).split(piece), strict=True):
+            wide = old.float()
+            norms.append(torch.linalg.vector_norm(wide))
+            changes.append(torch.linalg.vector_norm(made.float() - wide))
     norm, change = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in (norms, changes))
     return {"source_norm": norm, "relative_change": change / norm if norm else None}
 
