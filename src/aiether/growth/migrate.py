@@ -173,8 +173,11 @@ def _change(source: Tensor, new: Tensor) -> Metrics:
         for old, made in zip(source.reshape(-1).split(piece), new.reshape(-1).split(piece), strict=True):
             wide = old.float()
             norms.append(torch.linalg.vector_norm(wide))
-            changes.append(torch.linalg.vector_norm(made.float() - wide))
-    norm, change = (float(torch.linalg.vector_norm(torch.stack(parts))) for parts in (norms, changes))
+            if not torch.equal(old, made):  # a copy is known sooner than it is measured
+                changes.append(torch.linalg.vector_norm(made.float() - wide))
+    norm, change = (
+        float(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0 for parts in (norms, changes)
+    )
     return {"source_norm": norm, "relative_change": change / norm if norm else None}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 import shutil
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -22,7 +25,7 @@ from aiether.data.tokenizer import train_tokenizer
 from aiether.geometry import Trajectory
 from aiether.growth import GrowthConfig, GrowthPlan, TrainingState, migrate
 from aiether.growth.config import Initialiser, Placement
-from aiether.integrations.offline import grow_checkpoint
+from aiether.integrations.offline import _write, grow_checkpoint
 from aiether.integrations.offline._tensors import SafetensorsFiles, Spec
 from aiether.integrations.offline._write import SafetensorsWriter
 
@@ -176,6 +179,44 @@ def test_tensors_of_all_kinds_are_laid_out_as_the_library_reads_them(tmp_path: P
         assert file.metadata() == {"format": "pt"}
     files = SafetensorsFiles.of_file(tmp_path / "x.safetensors")
     assert {name: files.spec(name) for name in files} == specs
+
+
+def test_old_tensors_are_copied_where_the_system_cannot_do_it_itself(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any) -> int:
+        raise OSError(errno.EXDEV, "between file systems")
+
+    grow_checkpoint(folder, tmp_path / "inside", to_layers=4, growth=GROWTH)
+    monkeypatch.setattr(os, "copy_file_range", refuse, raising=False)
+    monkeypatch.setattr(_write, "_PIECE", 100)
+    grow_checkpoint(folder, tmp_path / "outside", to_layers=4, growth=GROWTH)
+    one, other = (tmp_path / name / "model.safetensors" for name in ("inside", "outside"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_what_is_written_is_flushed_on_the_way(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: bool
+) -> None:
+    threads: set[str] = set()
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        threads.add(threading.current_thread().name.partition("_")[0])
+        if failing:
+            raise OSError(errno.EIO, "the disk is broken")
+        sync(descriptor)
+
+    monkeypatch.setattr(_write, "_FLUSH", 1000)
+    monkeypatch.setattr(os, "fsync", note)
+    if failing:
+        with pytest.raises(OSError, match="the disk is broken"):
+            grow_checkpoint(folder, tmp_path / "grown", to_layers=4, growth=GROWTH)
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    else:
+        grow_checkpoint(folder, tmp_path / "grown", to_layers=4, growth=GROWTH)
+        assert threads == {"flush", "MainThread"}
 
 
 def test_a_run_of_aiether_and_its_checkpoint_are_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from aiether.growth import (
     origins,
 )
 
-from ._tensors import Spec, StoredTensors
+from ._tensors import Spec, StoredTensors, Stretch
 
 
 class GrownTensors(StoredTensors):
@@ -70,6 +70,11 @@ class GrownTensors(StoredTensors):
 
     def spec(self, name: str) -> Spec:
         return self._old.spec(self._origins[name][0])
+
+    def stretch(self, name: str) -> Stretch | None:
+        """Old tensors keep their bytes, which can be copied without being looked at."""
+        old, layer = self._origins[name]
+        return self._old.stretch(old) if layer is None else None
 
     def __getitem__(self, name: str) -> Tensor:
         old, layer = self._origins[name]

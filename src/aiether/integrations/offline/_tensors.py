@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -49,12 +50,25 @@ class Spec:
         return prod(self.shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of a file."""
+
+    path: Path
+    start: int
+    nbytes: int
+
+
 class StoredTensors(Mapping[str, Tensor]):
     """A mapping whose tensors are loaded when they are asked for, each time anew."""
 
     @abstractmethod
     def spec(self, name: str) -> Spec:
         """Shape and dtype, without loading the tensor."""
+
+    def stretch(self, name: str) -> Stretch | None:
+        """Where the bytes of a tensor lie in a file, if they lie in one as safetensors has them."""
+        return None
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -72,6 +86,7 @@ class SafetensorsFiles(StoredTensors):
     def __init__(self, places: Mapping[str, Path]) -> None:
         self._places = dict(places)
         self._files: dict[Path, Any] = {}
+        self._headers: dict[Path, tuple[int, dict[str, Any]]] = {}
 
     @classmethod
     def of_file(cls, path: Path) -> SafetensorsFiles:
@@ -125,6 +140,14 @@ class SafetensorsFiles(StoredTensors):
             )
         return Spec(tuple(piece.get_shape()), DTYPES[kind])
 
+    def stretch(self, name: str) -> Stretch:
+        path = self._places[name]
+        if path not in self._headers:
+            self._headers[path] = _header(path)
+        base, header = self._headers[path]
+        start, stop = header[name]["data_offsets"]
+        return Stretch(path, base + start, stop - start)
+
     def _file(self, path: Path) -> Any:
         if path not in self._files:
             self._files[path] = _open(path)
@@ -140,3 +163,10 @@ def _open(path: Path) -> Any:
     except SafetensorError as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path} is damaged ({reason}): copy or download it again") from error
+
+
+def _header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file begin, and its header. (The library has checked it on opening.)"""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return 8 + length, json.loads(file.read(length))

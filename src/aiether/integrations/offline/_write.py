@@ -5,11 +5,13 @@ The library's own writer wants all tensors of a file in memory at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -21,7 +23,7 @@ from torch import Tensor
 from .._fault import is_disk_full, size
 from .._files import sync_file, write_json
 from .._weights import INDEX
-from ._tensors import DTYPES, Spec, StoredTensors
+from ._tensors import DTYPES, Spec, StoredTensors, Stretch
 
 Progress = Callable[[int, int], None]
 """Told how many bytes are written, of how many."""
@@ -29,6 +31,7 @@ Progress = Callable[[int, int], None]
 PATTERN = "model{suffix}.safetensors"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PIECE = 1 << 24
+_FLUSH = 1 << 27
 
 
 def check_new(path: Path) -> None:
@@ -117,7 +120,11 @@ def write_sharded(
     for file, names in split.filename_to_tensors.items():
         with SafetensorsWriter(folder / file, {name: specs[name] for name in names}) as writer:
             for name in names:
-                writer.write(name, tensors[name])
+                stretch = tensors.stretch(name)
+                if stretch is None:
+                    writer.write(name, tensors[name])
+                else:
+                    writer.copy(name, stretch)
                 wrote(specs[name].nbytes)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
@@ -153,17 +160,22 @@ class SafetensorsWriter:
         self._size = len(self._header) + end
         self._left = set(specs)
         self._file: BinaryIO
+        self._flusher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="flush")
+        self._flushing: Future[None] | None = None
+        self._unflushed = 0
 
     def __enter__(self) -> SafetensorsWriter:
-        self._file = self.path.open("wb")
-        self._file.write(self._header)
-        self._file.flush()
+        self._file = self.path.open("wb", buffering=0)
+        _write_all(self._file, self._header)
         if hasattr(os, "posix_fallocate"):  # a full disk is known at once
             os.posix_fallocate(self._file.fileno(), 0, self._size)
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._flusher.shutdown(wait=True)
         self._file.close()
+        if self._flushing is not None and error is None:
+            self._flushing.result()
         assert error is not None or not self._left, f"never written: {sorted(self._left)[:3]}"
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -171,8 +183,63 @@ class SafetensorsWriter:
         spec = self.specs[name]
         assert (tuple(tensor.shape), tensor.dtype) == (spec.shape, spec.dtype), name
         self._file.seek(len(self._header) + self._places[name])
-        self._file.write(as_bytes(tensor))
+        _write_all(self._file, as_bytes(tensor))
+        self._wrote(name)
+
+    def copy(self, name: str, stretch: Stretch) -> None:
+        """Copy one tensor's bytes from another file, inside the system where it can."""
+        assert stretch.nbytes == self.specs[name].nbytes, name
+        self._file.seek(len(self._header) + self._places[name])
+        with stretch.path.open("rb", buffering=0) as source:
+            copy_bytes(source.fileno(), stretch.start, self._file, stretch.nbytes)
+        self._wrote(name)
+
+    def _wrote(self, name: str) -> None:
+        """Let the disk write what is there while the next tensors are made: all at the end takes longer."""
         self._left.remove(name)
+        self._unflushed += self.specs[name].nbytes
+        if self._unflushed < _FLUSH or (self._flushing is not None and not self._flushing.done()):
+            return
+        if self._flushing is not None:
+            self._flushing.result()
+        self._unflushed = 0
+        self._flushing = self._flusher.submit(os.fsync, self._file.fileno())
+
+
+def _write_all(file: BinaryIO, content: bytes | memoryview) -> None:
+    """One call writes no more than 2 GiB."""
+    left = memoryview(content)
+    while len(left):
+        left = left[file.write(left) :]
+
+
+def copy_bytes(source: int, start: int, target: BinaryIO, nbytes: int) -> None:
+    """Copy a stretch of an open file to where another one stands."""
+    done = 0
+    while done < nbytes:
+        piece = min(_PIECE, nbytes - done)
+        if hasattr(os, "copy_file_range"):
+            place = target.tell()
+            copied = _copied_inside(source, target.fileno(), piece, start + done, place)
+            if copied:
+                target.seek(place + copied)
+                done += copied
+                continue
+        content = os.pread(source, piece, start + done)
+        if not content:
+            raise ValueError("a file became shorter while it was read: nobody may write to it meanwhile")
+        _write_all(target, content)
+        done += len(content)
+
+
+def _copied_inside(source: int, target: int, nbytes: int, start: int, place: int) -> int:
+    """Bytes that the system copied by itself; 0 where it cannot (between some file systems)."""
+    try:
+        return os.copy_file_range(source, target, nbytes, start, place)
+    except OSError as error:
+        if error.errno in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF):
+            return 0
+        raise
 
 
 def as_bytes(tensor: Tensor) -> memoryview:
