@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from tests.integrations.offline.files import Payload, anonymous_bytes, prove
 from tests.integrations.tiny import Sequences, tiny_model, values
 from torch import Tensor, nn
@@ -20,6 +19,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 from transformers import LlamaConfig
 
 from aiether.growth import GrowthConfig, GrowthPlan, TrainingState, family_of, migrate, renames
@@ -84,7 +85,7 @@ def save(folder: Path, model: nn.Module, optimizer: Any, *, flat: bool, planner:
         model, optimizer, options=StateDictOptions(flatten_optimizer_state_dict=flat)
     )
     state = {"model": weights, "optimizer": moments, "step": torch.tensor(7), "loader": {"cursor": 3}}
-    dcp.save(state, checkpoint_id=folder, planner=planner)
+    save_distributed(state, checkpoint_id=folder, planner=planner)
     getattr(model, "config").save_pretrained(folder)  # noqa: B009 - nn.Module has no `config`
 
 
@@ -94,7 +95,7 @@ def load(folder: Path, depth: int, *, flat: bool, arch: str = "llama") -> tuple[
     options = StateDictOptions(flatten_optimizer_state_dict=flat)
     weights, moments = get_state_dict(model, optimizer, options=options)
     state = {"model": weights, "optimizer": moments, "step": torch.tensor(0), "loader": {"cursor": 0}}
-    dcp.load(state, checkpoint_id=folder)
+    load_distributed(state, checkpoint_id=folder)
     set_state_dict(
         model,
         optimizer,
@@ -166,14 +167,14 @@ def test_moments_as_declared(moments: Any, tmp_path: Path) -> None:
 
 def test_a_bare_state_dict_without_a_word_for_the_model(tmp_path: Path) -> None:
     model = tiny_model("gpt2", 2)
-    dcp.save(dict(model.state_dict()), checkpoint_id=tmp_path / "ckpt")
+    save_distributed(dict(model.state_dict()), checkpoint_id=tmp_path / "ckpt")
     model.config.save_pretrained(tmp_path / "config")
     growth = GrowthConfig(init="noise", placement="top")
     grow_checkpoint(
         tmp_path / "ckpt", tmp_path / "grown", to_layers=3, growth=growth, config=tmp_path / "config", seed=1
     )
     large = tiny_model("gpt2", 3, seed=4)
-    dcp.load(large.state_dict(), checkpoint_id=tmp_path / "grown")
+    load_distributed(large.state_dict(), checkpoint_id=tmp_path / "grown")
     state = TrainingState(config=model.config.to_dict(), tensors=values(model))
     expected = migrate(state, GrowthPlan.top(2, 3, "noise"), growth=growth, final_depth=3, seed=1)
     assert all(torch.equal(t, expected.state.tensors[name]) for name, t in values(large).items())
@@ -228,7 +229,7 @@ def test_an_entry_that_would_run_code(folder: Path, tmp_path: Path) -> None:
     state = {"model": tiny_model("llama", 3).state_dict(), "optimizer": {"param_groups": {"params": names}}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(state, checkpoint_id=folder)
+        save_distributed(state, checkpoint_id=folder)
     refused(folder, tmp_path, "is no list of parameter names")
     assert not marker.exists()
 
@@ -285,7 +286,7 @@ def test_memory_for_a_block_not_for_the_model(tmp_path: Path) -> None:
     }
     config = LlamaConfig(hidden_size=width, num_hidden_layers=layers, num_attention_heads=4)
     config.save_pretrained(tmp_path / "ckpt")
-    dcp.save({"model": tensors}, checkpoint_id=tmp_path / "ckpt")
+    save_distributed({"model": tensors}, checkpoint_id=tmp_path / "ckpt")
     block = len(names) * 4 * 3 * width * width
     del tensors
     before, peak = anonymous_bytes(), 0

@@ -36,7 +36,8 @@ Place = tuple[Any, ...]
 """Where an entry stands in the nested state that was saved: keys, and positions in lists."""
 
 _MODEL = frozenset({"model", "model_state", "model_state_dict", "module", "state_dict"})
-_NOT_MODEL = frozenset({"optim", "optimizer", "optimizers", "optimizer_state_dict", "ema", "ema_model"})
+_OPTIMIZER = frozenset({"optim", "optimizer", "optimizers", "optimizer_state_dict"})
+_NOT_MODEL = _OPTIMIZER | {"ema", "ema_model"}
 _CLASSES = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
@@ -106,6 +107,12 @@ class DistributedFolder:
         self.model = _Model(self, _model_keys(self.entries))
         if not self.model:
             raise ValueError(f"{path} holds no model tensors: expected them under a key 'model'")
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it holds an optimizer's state."""
+        words = {str(word).partition(".")[0] for entry in self.entries.values() for word in entry.place}
+        return not _OPTIMIZER.isdisjoint(words)
 
     def tensor(self, key: str) -> Tensor:
         """One tensor, put together from its pieces; fresh memory."""

@@ -95,7 +95,7 @@ def find_source(path: str | Path) -> Source:
         return Source(path, "distributed", _number(path.name))
     if (path / STATE).is_file():
         return Source(path, "aiether", _number(path.name.partition("-stage-")[0]))
-    if (path / "checkpoints").is_dir() or (path / "final").is_dir():
+    if not (path / CONFIG).is_file() and any((path / name).is_dir() for name in ("checkpoints", "final")):
         return _of_run(path)
     if (path / TRAINER_STATE).is_file():
         step = read_mapping(path / TRAINER_STATE).get("global_step")

@@ -27,15 +27,14 @@ _ALONE = "remove it to grow the weights alone"
 
 def grow_optimizer(
     source: Path,
-    target: Path,
     *,
     before: ModelConfig,
     after: dict[str, Any],
     plan: GrowthPlan,
     family: Family,
     growth: GrowthConfig,
-) -> None:
-    """Write the grown model's `optimizer.pt`, from which `Trainer.train(resume_from_checkpoint=...)` goes on.
+) -> Callable[[Path], None]:
+    """What writes the grown `optimizer.pt`, from which `Trainer.train(resume_from_checkpoint=...)` goes on.
 
     Old moments are copied bit by bit, those of new tensors start as `growth.moments` says. Neither lies in
     memory: what is read is mapped from the file, and zeros are mapped from a hole.
@@ -47,22 +46,24 @@ def grow_optimizer(
         shapes are not those that a Trainer makes for this model.
     """
     old = _load(source)
-    models = {depth: meta_model(config) for depth, config in (("old", before.full), ("new", after))}
-    names = _group_names(source, old, models["old"])
+    model = meta_model(before.full)
+    names = _group_names(source, old, model)
     positions = dict(enumerate(name for group in names for name in group))
-    _check_shapes(source, old["state"], positions, models["old"])
-    new_names = renames([name for group in names for name in group], plan, family)
+    _check_shapes(source, old["state"], positions, model)
+    new_names = renames(positions.values(), plan, family)
     if all("param_names" in group for group in old["param_groups"]):
         groups = [[new for name in group for new in new_names[name]] for group in names]
     else:
-        groups = trainer_groups(models["new"])
+        groups = trainer_groups(meta_model(after))
     places = {name: place for place, name in enumerate(name for group in groups for name in group)}
-    with _Zeros(target) as zeros:
-        state = {} if growth.moments == "reset" else _grown_state(source, old, positions, new_names, places,
-                                                                   growth, zeros)  # fmt: skip
-        torch.save(
-            {**old, "state": state, "param_groups": _grown_groups(old["param_groups"], groups)}, target
-        )
+
+    def write(target: Path) -> None:
+        with _Zeros(target) as zeros:
+            state = _grown_state(source, old, positions, new_names, places, growth, zeros)
+            grown = {**old, "state": state, "param_groups": _grown_groups(old["param_groups"], groups)}
+            torch.save(grown, target)
+
+    return write
 
 
 def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
@@ -160,6 +161,8 @@ def _grown_state(
     zeros: Callable[[Tensor], Tensor],
 ) -> dict[int, dict[str, Any]]:
     grown: dict[int, dict[str, Any]] = {}
+    if growth.moments == "reset":
+        return grown
     most = max(len(names) for names in new_names.values())
     for number in range(most):
         # Each copy is loaded anew: what is saved twice would be loaded as one tensor under two names.

@@ -127,7 +127,7 @@ def grow_checkpoint(
         plan=job.grown.plan,
         tensor_metrics=job.grown.metrics,
         nbytes=nbytes,
-        has_optimizer=source.kind in ("trainer", "distributed") and growth.moments != "reset",
+        has_optimizer=job.has_optimizer,
     )
 
 
@@ -136,6 +136,12 @@ class _Job:
     grown: GrownTensors
     folder: DistributedFolder | None
     history: tuple[Source, ...]
+    after: dict[str, Any]
+    write_optimizer: Callable[[Path], None] | None = None
+
+    @property
+    def has_optimizer(self) -> bool:
+        return self.write_optimizer is not None or (self.folder is not None and self.folder.has_optimizer)
 
 
 def _prepare(
@@ -154,7 +160,7 @@ def _prepare(
     if final_depth < to_layers:
         raise ValueError(f"max_layers is {final_depth}, below to_layers ({to_layers}): raise it")
     plan = GrowthPlan(depth, PLACEMENTS[growth.placement](depth, to_layers), growth.init, growth.placement)
-    grow_config(config.full, plan, family)
+    after = grow_config(config.full, plan, family)
     folder = DistributedFolder(source.path) if source.kind == "distributed" else None
     tensors = folder.model if folder else source.tensors()
     state = TrainingState(config=config.full, tensors=tensors, step=source.step or 0)
@@ -168,7 +174,11 @@ def _prepare(
         final_depth=final_depth,
         seed=seed,
     )
-    return _Job(grown, folder, tuple(past))
+    optimizer = None
+    if source.kind == "trainer":
+        path = source.path / _sources.OPTIMIZER
+        optimizer = grow_optimizer(path, before=config, after=after, plan=plan, family=family, growth=growth)
+    return _Job(grown, folder, tuple(past), after, optimizer)
 
 
 def _past(source: Source, history: Sequence[str | Path], growth: GrowthConfig) -> list[Source]:
@@ -236,26 +246,18 @@ def _write(
     progress: Progress,
 ) -> None:
     grown = job.grown
-    after = grow_config(config.full, grown.plan, grown.family)
-    (folder / _sources.CONFIG).write_text(json.dumps(config.changed_to(after), indent=2) + "\n")
+    (folder / _sources.CONFIG).write_text(json.dumps(config.changed_to(job.after), indent=2) + "\n")
     for pattern in CARRIED:
         _carry(source.path, folder, pattern)
-    if source.kind == "trainer":
-        for pattern in TRAINER_FILES:
-            _carry(source.path, folder, pattern)
-        grow_optimizer(
-            source.path / _sources.OPTIMIZER,
-            folder / _sources.OPTIMIZER,
-            before=config,
-            after=after,
-            plan=grown.plan,
-            family=grown.family,
-            growth=grown.growth,
-        )
     if job.folder is not None:
         _distributed.write_grown(folder, job.folder, grown, _counter(grown.nbytes, progress))
     else:
         write_sharded(folder, grown, max_shard_size, _counter(grown.nbytes, progress))
+    if source.kind == "trainer":
+        for pattern in TRAINER_FILES:
+            _carry(source.path, folder, pattern)
+        assert job.write_optimizer is not None
+        job.write_optimizer(folder / _sources.OPTIMIZER)
 
 
 def _carry(source: Path, target: Path, pattern: str) -> None:
@@ -283,7 +285,7 @@ def _record(source: Source, job: _Job, growth: GrowthConfig, seed: int) -> dict[
         "step": source.step,
         "history": [past.label for past in job.history],
         "plan": job.grown.plan.to_dict(),
-        "moments": growth.moments if source.kind in ("trainer", "distributed") else None,
+        "moments": growth.moments if job.has_optimizer else None,
         "seed": seed,
         "final_depth": job.grown.final_depth,
         "tensors": job.grown.metrics,
