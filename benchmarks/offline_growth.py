@@ -2,8 +2,8 @@
 
     python benchmarks/offline_growth.py --gigabytes 3
 
-A sharded Llama-like checkpoint is made from random numbers and grown to twice its depth by `aiether grow` in
-a child process, whose anonymous memory (RssAnon of /proc/PID/status) is sampled. In turns with it, `cp` copies
+A sharded Llama-like checkpoint is made from random numbers and grown to twice its depth by `aiether grow`
+in a child process, whose anonymous memory (RssAnon of /proc/PID/status) is sampled. In turns with it, `cp` copies
 as many bytes: the grown folder, source and target on the same disk. Both begin without the files in the page
 cache and end when everything is on the disk. Writes benchmarks/results/offline_growth.json.
 """
@@ -96,7 +96,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def grow(source: Path, target: Path, *flags: str) -> dict[str, Any]:
-    """`aiether grow` in a child process, with its memory sampled. The time leaves out what importing takes."""
+    """`aiether grow` in a child process, with its memory sampled. The time leaves the imports out."""
     command = ["grow", str(source), "--output_dir", str(target), *flags]
     _, loaded = run([sys.executable, "-c", "import aiether.integrations.offline"])
     printed, peak = run([sys.executable, "-c", CHILD, *command])
