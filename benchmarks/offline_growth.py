@@ -3,9 +3,9 @@
     python benchmarks/offline_growth.py --gigabytes 3
 
 A sharded Llama-like checkpoint is made from random numbers and grown to twice its depth by `aiether grow`
-in a child process, whose anonymous memory (RssAnon of /proc/PID/status) is sampled. In turns with it, `cp` copies
-as many bytes: the grown folder, source and target on the same disk. Both begin without the files in the page
-cache and end when everything is on the disk. Writes benchmarks/results/offline_growth.json.
+in a child process, whose anonymous memory (RssAnon of /proc/PID/status) is sampled. In turns with it, `cp`
+copies as many bytes: the grown folder, source and target on the same disk. Both begin without the files in
+the page cache and end when everything is on the disk. Writes benchmarks/results/offline_growth.json.
 """
 
 from __future__ import annotations

@@ -56,6 +56,12 @@ def grow_optimizer(
     else:
         groups = trainer_groups(meta_model(after))
     places = {name: place for place, name in enumerate(name for group in groups for name in group)}
+    lost = sorted(new for names in new_names.values() for new in names if new not in places)
+    if lost:
+        raise ValueError(
+            f"{source} has moments for {lost[0]!r}, which the grown model has under another name, since its "
+            f"layers share tensors: {_ALONE}"
+        )
 
     def write(target: Path) -> None:
         with _Zeros(target) as zeros:
