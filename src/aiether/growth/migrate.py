@@ -24,9 +24,6 @@ from .structure import written_out
 _PIECE = {"cpu": 1 << 18}
 """Elements that are measured at a time: on a CPU few enough to stay in its cache, not in new memory."""
 
-_PIECE = {"cpu": 1 << 18}
-"""Elements that are measured at a time: on a CPU few enough to stay in its cache, not in new memory."""
-
 ParameterMoments = dict[str, Tensor | float | int]
 
 

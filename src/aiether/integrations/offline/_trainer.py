@@ -90,8 +90,8 @@ def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(parsed, trust_remote_code=False)
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(
-            f"transformers has no model for {kinds[0] or config.get('model_type')!r}, so the order of its "
-            f"optimizer's parameters is not known: {_ALONE}"
+            f"transformers builds no {kinds[0] or config.get('model_type')!r} from this configuration, so "
+            f"the order of its optimizer's parameters is not known: {_ALONE}"
         ) from error
 
 

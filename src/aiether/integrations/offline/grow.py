@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from aiether import __version__
 from aiether.growth import (
     PLACEMENTS,
@@ -16,6 +18,7 @@ from aiether.growth import (
     GrowthPlan,
     TrainingState,
     block_tensors,
+    check_blocks_match,
     family_of,
     grow_config,
 )
@@ -28,7 +31,7 @@ from ._grown import GrownTensors
 from ._history import StoredHistory
 from ._sources import ModelConfig, Source, find_source, in_order
 from ._tensors import StoredTensors
-from ._trainer import grow_optimizer
+from ._trainer import grow_optimizer, meta_model
 from ._write import Progress, check_new, check_room, copy_file, new_folder, shard_bytes, write_sharded
 
 RECORD = "aiether_growth.json"
@@ -163,6 +166,7 @@ def _prepare(
         raise ValueError(f"max_layers is {final_depth}, below to_layers ({to_layers}): raise it")
     plan = GrowthPlan(depth, PLACEMENTS[growth.placement](depth, to_layers), growth.init, growth.placement)
     after = grow_config(config.full, plan, family)
+    _check_layers(config.full, after, plan, family)
     state = TrainingState(config=config.full, tensors=tensors, step=source.step or 0)
     past = _past(source, history, growth)
     grown = GrownTensors(
@@ -179,6 +183,16 @@ def _prepare(
         path = source.path / _sources.OPTIMIZER
         optimizer = grow_optimizer(path, before=config, after=after, plan=plan, family=family, growth=growth)
     return _Job(grown, folder, tuple(past), after, optimizer)
+
+
+def _check_layers(before: dict[str, Any], after: dict[str, Any], plan: GrowthPlan, family: Family) -> None:
+    """Raise ValueError if the configuration ties a layer's form to its index, so that moving changes it."""
+    kinds = before.get("architectures") or [None]
+    if not hasattr(transformers, str(kinds[0])):  # a model that transformers cannot build
+        return
+    small, large = meta_model(before), meta_model(after)
+    if family.blocks in dict(small.named_modules()):
+        check_blocks_match(small, large, plan, family)
 
 
 def _past(source: Source, history: Sequence[str | Path], growth: GrowthConfig) -> list[Source]:
