@@ -1,15 +1,17 @@
-"""What watching the geometry costs: a watched run and two blind ones take turns, step by step.
+"""What watching the geometry costs: two runs of the same training take turns at watching.
 
-    python benchmarks/watching.py [--steps 800] [--device cpu|cuda] [--out benchmarks/results/watching.json]
+    python benchmarks/watching.py [--blocks 8] [--device cpu|cuda] [--out benchmarks/results/watching.json]
 
-All arms are held at their first depth: one with the geometric trigger at a threshold that is never reached,
-two with the trigger `never`, which takes no snapshot. Evaluations are alike in all, so what differs is
-snapshots, Gram matrices and decisions. The speed of a shared machine drifts by more than that within seconds;
-the runs therefore take turns inside one process, a step each, in an order that moves on by one every time.
-Blocks of 20 steps (the interval between snapshots) are compared with the blind arm's of the same time. The
-second blind arm is the control: what it shows against the first is the method's own error. Steps count from
-the moment that the window is full. On a CPU processor seconds of one thread are compared, on a GPU wall-clock
-seconds between two synchronisations. The time inside the watching calls alone is measured too.
+Both runs are held at their first depth by thresholds that are never reached, and fill their windows. Then, in
+blocks of 100 steps (5 snapshots and 2 evaluations), one of them takes snapshots and measures them and the
+other does neither; in the next block they change places. Within a block they take turns inside one process, a
+step each, since the speed of a shared machine drifts within seconds. Two runs that do exactly the same differ
+by up to 3 % for as long as they live (their memory lies elsewhere): that each of them watches in every second
+block takes this out. Every 20 steps give log(seconds of the first / seconds of the second); the overhead is
+half the difference between the blocks in which the first watches and those in which the second does.
+
+On a CPU processor seconds of one thread are compared, on a GPU wall-clock seconds between two
+synchronisations. The time inside the watching calls alone is measured too.
 
 CPU: the default run of `aiether train`. GPU: 12 layers of width 512, 64 x 512 tokens, bf16, compiled.
 """
@@ -20,7 +22,6 @@ import argparse
 import json
 import logging
 import platform
-import statistics
 import subprocess
 import tempfile
 import threading
@@ -43,8 +44,8 @@ from aiether.training.arms import new_model
 from aiether.training.config import TrainConfig, resolve
 from aiether.training.trainer import build_trainer
 
-BLOCK_STEPS = 20
-ARMS: tuple[str, ...] = ("watched", "blind", "control")
+BLOCK_STEPS, PIECE_STEPS = 100, 20
+ARMS: tuple[str, ...] = ("first", "second")
 GPU_SHAPE: dict[str, Any] = {
     "n_layer": 12,
     "max_layers": 24,
@@ -86,53 +87,90 @@ class Turns:
 
 
 class TurnClock(RunObserver):
-    """Times the steps of one arm in blocks and hands over after each step."""
+    """Times the steps of one arm, 20 at a time, and hands over after each step."""
 
     def __init__(self, arm: str, turns: Turns, clock: Callable[[], float]) -> None:
         self.arm, self.turns, self.clock = arm, turns, clock
-        self.blocks: list[float] = []
+        self.pieces: list[float] = []
         self._start: float | None = None
-        self._block_s = 0.0
+        self._piece_s = 0.0
 
     def on_step(self, step: int, train_seconds: float) -> None:
         if self._start is not None:  # the first step holds the set-up
-            self._block_s += self.clock() - self._start
-        if step % BLOCK_STEPS == 0:
-            self.blocks.append(self._block_s)
-            self._block_s = 0.0
+            self._piece_s += self.clock() - self._start
+        if step % PIECE_STEPS == 0:
+            self.pieces.append(self._piece_s)
+            self._piece_s = 0.0
         self.turns.pass_on()
         self.turns.wait(self.arm)
         self._start = self.clock()
 
 
-@contextmanager
-def time_inside_watching(clock: Callable[[], float]) -> Iterator[list[float]]:
-    """Collects the seconds of every snapshot, and of every evaluation's geometry and decision."""
-    spent: list[float] = []
-    honest = {name: getattr(GrowthController, name) for name in ("snapshot", "evaluate")}
+class Watching:
+    """Which arm watches: both until the windows are full, then every second block, in turn."""
 
-    def timed(name: str) -> Callable[..., Any]:
-        def call(*arguments: Any, **settings: Any) -> Any:
-            start = clock()
-            result = honest[name](*arguments, **settings)
-            spent.append(clock() - start)
-            return result
+    def __init__(self, clock: Callable[[], float], full_steps: int) -> None:
+        self.clock, self.full_steps = clock, full_steps
+        self.seconds_inside: list[float] = []
+        self._arm_of_thread: dict[int, str] = {}
 
-        return call
+    def enter(self, arm: str) -> None:
+        self._arm_of_thread[threading.get_ident()] = arm
 
-    for name in honest:
-        setattr(GrowthController, name, timed(name))
-    try:
-        yield spent
-    finally:
-        for name, method in honest.items():
-            setattr(GrowthController, name, method)
+    def watches(self, arm: str, step: int) -> bool:
+        if step <= self.full_steps:
+            return True
+        return (step - 1) // BLOCK_STEPS % 2 == ARMS.index(arm)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Takes snapshots and measurements away from the arm that does not watch, and times the rest."""
+        wants, snapshot, measure = (
+            GrowthController.wants_snapshot,
+            GrowthController.snapshot,
+            GrowthController._measure,  # pyright: ignore[reportPrivateUsage]
+        )
+        steps: dict[str, int] = dict.fromkeys(ARMS, 0)
+        watching = self
+
+        def wants_snapshot(self: GrowthController, step: int) -> bool:
+            arm = watching._arm_of_thread[threading.get_ident()]
+            steps[arm] = step
+            return watching.watches(arm, step) and wants(self, step)
+
+        def timed(call: Callable[..., Any]) -> Callable[..., Any]:
+            def run(*arguments: Any) -> Any:
+                arm = self._arm_of_thread[threading.get_ident()]
+                if not self.watches(arm, steps[arm]):
+                    return None
+                start = self.clock()
+                result = call(*arguments)
+                self.seconds_inside += [self.clock() - start] if steps[arm] > self.full_steps else []
+                return result
+
+            return run
+
+        GrowthController.wants_snapshot = wants_snapshot
+        GrowthController.snapshot = timed(snapshot)
+        GrowthController._measure = timed(measure)  # pyright: ignore[reportPrivateUsage]
+        try:
+            yield
+        finally:
+            GrowthController.wants_snapshot = wants
+            GrowthController.snapshot = snapshot
+            GrowthController._measure = measure  # pyright: ignore[reportPrivateUsage]
 
 
 def train_in_turns(
-    config: TrainConfig, data: PackedData, steps: int, observer: TurnClock, directory: Path
-) -> float:
-    """Train one arm; returns its wall-clock seconds of training."""
+    config: TrainConfig,
+    data: PackedData,
+    steps: int,
+    observer: TurnClock,
+    directory: Path,
+    watching: Watching,
+) -> None:
+    """Train one arm."""
+    watching.enter(observer.arm)
     sequences = steps * config.batch_size
     windows = TokenWindows(data.train, config.context_length, seed=config.seed, num_windows=sequences)
     held_out = config.eval_batches * config.batch_size
@@ -152,35 +190,36 @@ def train_in_turns(
             compile=config.compile,
         )
         assert result.num_growths == 0
-        return result.train_seconds
     finally:
         observer.turns.leave(observer.arm)
 
 
-def measure(base: TrainConfig, steps: int) -> dict[str, Any]:
+def measure(base: TrainConfig, num_blocks: int) -> dict[str, Any]:
     on_gpu = base.device == "cuda"
     clock = _gpu_clock if on_gpu else time.process_time
-    configs: dict[str, TrainConfig] = {
-        "watched": replace(base, trigger="geometric", tau_crit=1e9, kappa_crit=1e9),
-        "blind": replace(base, trigger="never"),
-        "control": replace(base, trigger="never"),
-    }
+    config = replace(base, trigger="geometric", tau_crit=1e9, kappa_crit=1e9)
+    full = base.history_window_size * base.collect_interval_steps // BLOCK_STEPS * BLOCK_STEPS
+    steps = full + num_blocks * BLOCK_STEPS
     data, turns = prepare(base), Turns()
+    watching = Watching(clock, full)
     clocks = {arm: TurnClock(arm, turns, clock) for arm in ARMS}
     with (
         tempfile.TemporaryDirectory() as directory,
         ThreadPoolExecutor(len(ARMS)) as pool,
-        time_inside_watching(clock) as inside,
+        watching.installed(),
     ):
         running = [
-            pool.submit(train_in_turns, configs[arm], data, steps, clocks[arm], Path(directory))
+            pool.submit(train_in_turns, config, data, steps, clocks[arm], Path(directory), watching)
             for arm in ARMS
         ]
         for arm in running:
             arm.result()
-    full = base.history_window_size * base.collect_interval_steps // BLOCK_STEPS
-    blocks = list(zip(*(clocks[arm].blocks[full:] for arm in ARMS), strict=True))
-    watched, blind, control = (list(seconds) for seconds in zip(*blocks, strict=True))
+    pieces = list(zip(*(clocks[arm].pieces[full // PIECE_STEPS :] for arm in ARMS), strict=True))
+    first_watches = [
+        watching.watches("first", full + PIECE_STEPS * index + 1) for index in range(len(pieces))
+    ]
+    watched = sum(pair[0] if first else pair[1] for pair, first in zip(pieces, first_watches, strict=True))
+    overhead, interval = overhead_of(np.array(pieces), np.array(first_watches))
     return {
         "n_layer": base.n_layer,
         "n_embd": base.n_embd,
@@ -190,25 +229,24 @@ def measure(base: TrainConfig, steps: int) -> dict[str, Any]:
         "collect_interval_steps": base.collect_interval_steps,
         "history_window_size": base.history_window_size,
         "eval_interval_steps": base.eval_interval_steps,
-        "arms": ARMS,
-        "block_seconds": blocks,
-        "share_inside_watching": sum(inside) / sum(clocks["watched"].blocks),
-        "watched": compare(watched, blind),
-        "control": compare(control, blind),
+        "piece_steps": PIECE_STEPS,
+        "piece_seconds": pieces,
+        "first_watches": first_watches,
+        "share_inside_watching": sum(watching.seconds_inside) / watched,
+        "overhead": overhead,
+        "interval_95": interval,
     }
 
 
-def compare(seconds: list[float], blind: list[float]) -> dict[str, Any]:
-    """How much longer an arm took than the blind one: all its seconds, and 95 % of what resampling shows."""
-    pairs = np.array([seconds, blind])
-    drawn = pairs[:, np.random.default_rng(0).integers(len(seconds), size=(2000, len(seconds)))].sum(-1)
-    low, high = np.quantile(drawn[0] / drawn[1], (0.025, 0.975)) - 1
-    ratios = [one / other for one, other in zip(seconds, blind, strict=True)]
-    return {
-        "overhead": sum(seconds) / sum(blind) - 1,
-        "interval_95": [float(low), float(high)],
-        "median_of_blocks": statistics.median(ratios) - 1,
-    }
+def overhead_of(seconds: np.ndarray, first_watches: np.ndarray) -> tuple[float, list[float]]:
+    """The overhead, and what 95 % of resamplings of the pieces show. `seconds` is (pieces, 2)."""
+    ratios = np.log(seconds[:, 0] / seconds[:, 1])
+    groups = ratios[first_watches], ratios[~first_watches]
+    rng = np.random.default_rng(0)
+    drawn = [rng.choice(group, size=(4000, len(group))).mean(axis=1) for group in groups]
+    overhead = np.expm1((groups[0].mean() - groups[1].mean()) / 2)
+    interval = np.expm1(np.quantile((drawn[0] - drawn[1]) / 2, (0.025, 0.975)))
+    return float(overhead), interval.tolist()
 
 
 def _gpu_clock() -> float:
@@ -220,7 +258,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--blocks", type=int, default=8, help="of 100 steps, after the windows are full")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -229,7 +267,7 @@ def main() -> None:
     if arguments.device == "cpu":
         torch.set_num_threads(1)
     base = replace(resolve("recommended", {}, shape), device=arguments.device)
-    run = measure(base, arguments.steps)
+    run = measure(base, arguments.blocks)
     result = {
         "run": run,
         "machine": {"processor": _cpu_name(), "threads": torch.get_num_threads()},
@@ -243,13 +281,9 @@ def main() -> None:
     out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"watching {run['n_layer']} layers of width {run['n_embd']} on {run['device']}:")
     print(f"{run['share_inside_watching']:.2%} of the time inside its calls")
-    for arm in ("watched", "control"):
-        figures = run[arm]
-        low, high = figures["interval_95"]
-        print(
-            f"{arm}, {len(run['block_seconds'])} blocks of {BLOCK_STEPS} steps: {figures['overhead']:+.2%} "
-            f"(95 %: {low:+.2%} to {high:+.2%}), median of blocks {figures['median_of_blocks']:+.2%}"
-        )
+    low, high = run["interval_95"]
+    print(f"{arguments.blocks} blocks of {BLOCK_STEPS} steps: {run['overhead']:+.2%}")
+    print(f"95 % of resamplings: {low:+.2%} to {high:+.2%}")
 
 
 def _cpu_name() -> str:

@@ -77,11 +77,10 @@ def _geometry() -> str:
 def _watching() -> str:
     run = _read("watching")["run"]
     model = f"{run['n_layer']} layers of width {run['n_embd']}"
-    low, high = run["watched"]["interval_95"]
+    low, high = run["interval_95"]
     figure = (
-        f"{run['watched']['overhead']:+.1%} training time against the same run without (95 %: {low:+.1%} to "
-        f"{high:+.1%}; a second run without: {run['control']['overhead']:+.1%}); "
-        f"{run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
+        f"{run['overhead']:+.1%} training time against the same run without (95 %: {low:+.1%} to {high:+.1%})"
+        f"; {run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
     )
     return f"| Watching | {figure} | `python benchmarks/watching.py` |"
 

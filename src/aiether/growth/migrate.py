@@ -82,16 +82,14 @@ def migrate(
     """Grow a training state by `plan`; the input is not modified.
 
     Old tensors and moments are the same objects under their new names (no copy, so ties between names hold);
-    new tensors are fresh storage with their source's dtype and device, except those that layers share, with
-    each other or with the rest of the model: a new layer shares them too. What is drawn depends only on
-    `seed`, `state.step` and the new layer's index. `plan.init` chooses the initialiser, `growth` its
-    settings.
+    new tensors are fresh storage with their source's dtype and device, but what layers share, a new layer
+    shares too. What is drawn depends only on `seed`, `state.step` and the new layer's index. `plan.init`
+    chooses the initialiser, `growth` its settings.
 
     Raises
     ------
     ValueError
-        If the plan, the configuration and the tensors do not agree on the depth, the list of blocks cannot be
-        found, or `zero` cannot keep the function.
+        If plan, configuration and tensors disagree on the depth, no blocks are found, or `zero` cannot hold.
     """
     family = training_family(state)
     blocks = block_tensors(state.tensors, family)
@@ -101,16 +99,9 @@ def migrate(
     tensor_metrics: dict[str, Metrics] = {}
     for layer in plan.new_layers:
         made[layer], metrics = make_layer(
-            state,
-            plan,
-            layer,
-            family=family,
-            growth=growth,
-            trajectory=trajectory,
-            final_depth=final_depth,
-            seed=seed,
-            shared=shared,
-        )
+            state, plan, layer, family=family, growth=growth, trajectory=trajectory, final_depth=final_depth,
+            seed=seed, shared=shared,
+        )  # fmt: skip
         tensor_metrics |= {family.name(layer, suffix): entry for suffix, entry in metrics.items()}
     grown = replace(
         state,
