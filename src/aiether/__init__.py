@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         family_of,
         migrate,
     )
-    from .integrations import FitResult, GrowthError, RunFault, RunObserver, fit
+    from .integrations import FitResult, GrowthError, GrowthReport, Rewarm, RunFault, RunObserver, fit, grow
 
 __version__ = "0.1.0"
 
@@ -33,12 +33,15 @@ _HOMES = {
     "GrowthController": "growth",
     "GrowthError": "integrations",
     "GrowthPlan": "growth",
+    "GrowthReport": "integrations",
+    "Rewarm": "integrations",
     "RunFault": "integrations",
     "RunObserver": "integrations",
     "Trajectory": "geometry",
     "TrainingState": "growth",
     "family_of": "growth",
     "fit": "integrations",
+    "grow": "integrations",
     "migrate": "growth",
 }
 
@@ -51,12 +54,15 @@ __all__ = [
     "GrowthController",
     "GrowthError",
     "GrowthPlan",
+    "GrowthReport",
+    "Rewarm",
     "RunFault",
     "RunObserver",
     "TrainingState",
     "Trajectory",
     "family_of",
     "fit",
+    "grow",
     "migrate",
 ]
 

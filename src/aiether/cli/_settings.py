@@ -94,6 +94,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "init": "How new layers start: extrapolated from the trajectory, copied, copied with zero output, "
         "random, or copied with noise.",
         "noise": "Initialiser noise: its norm relative to the copied tensor's.",
+        "lr_policy": "Learning rate after a growth: goes on, re-warms (new tensors or all), or starts again.",
+        "rewarm_steps": "Optimizer steps of a re-warm.",
         "moments": "Optimizer moments of new tensors: zero, copied from the source; reset drops all.",
         "protocol": "report: freeze, warm the new layers up alone, unfreeze, restart the schedule. "
         "none: go on.",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from .config import GrowthConfig
+from .config import GrowthConfig, LrPolicy, Moments
 from .controller import GrowthController
 from .families import FAMILIES, Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, initialise_output_projections
 from .lineage import LayerRecord, Lineage
+from .lr_policy import LrFactors, lr_factors
 from .matching import check_blocks_match, index_attributes
 from .migrate import (
     Migration,
@@ -15,11 +16,11 @@ from .migrate import (
     grow_config,
     make_layer,
     migrate,
-    new_moments,
     origins,
     renames,
     training_family,
 )
+from .moments import NOT_FROM_ZERO, new_moments
 from .plan import (
     PLACEMENTS,
     GrowthPlan,
@@ -48,6 +49,7 @@ __all__ = [
     "FAMILIES",
     "GROWTH_PRESETS",
     "INITIALISERS",
+    "NOT_FROM_ZERO",
     "PLACEMENTS",
     "TRIGGERS",
     "BlockSource",
@@ -59,7 +61,10 @@ __all__ = [
     "LayerOrigin",
     "LayerRecord",
     "Lineage",
+    "LrFactors",
+    "LrPolicy",
     "Migration",
+    "Moments",
     "Observation",
     "Phases",
     "PlanPlacement",
@@ -77,6 +82,7 @@ __all__ = [
     "growth_warnings",
     "index_attributes",
     "initialise_output_projections",
+    "lr_factors",
     "make_layer",
     "migrate",
     "new_moments",

@@ -12,6 +12,7 @@ TriggerName = Literal["geometric", "plateau", "fixed", "random", "never"]
 Placement = Literal["stack", "interleave", "top", "front"]
 Initialiser = Literal["geometric", "copy", "zero", "random", "noise"]
 Moments = Literal["zero", "copy", "reset"]
+LrPolicy = Literal["unchanged", "rewarm_new", "rewarm_all", "restart"]
 
 MIN_SNAPSHOTS = 3
 """Two velocities: with fewer every path is a straight line and there is nothing to measure."""
@@ -21,6 +22,7 @@ _POSITIVE = (
     "collect_interval_steps",
     "unfreeze_interval_steps",
     "isolated_lr_scale",
+    "rewarm_steps",
     "pg_threshold",
     "tau_crit",
     "kappa_crit",
@@ -65,6 +67,9 @@ class GrowthConfig:
     init, noise: the initialiser, and the relative norm of the noise for `noise`.
     beta0 .. escape: the extrapolator's settings (`aiether.geometry.Extrapolator`).
     moments: optimizer moments of new tensors start at zero, are copied from their source, or all are dropped.
+    lr_policy: what the learning rate does after a growth: goes on `unchanged`, rises anew for new tensors or
+        for all (`rewarm_new`, `rewarm_all`), or its schedule starts again over the steps left (`restart`).
+    rewarm_steps: optimizer steps of a re-warm.
     protocol: `report` freezes, warms the new layers up alone, unfreezes and restarts the schedule.
     isolated_warmup_steps, isolated_lr_scale: length of that warm-up and its learning rate factor.
     unfreeze, unfreeze_interval_steps: all at once, or one layer distance per interval, nearest first.
@@ -99,6 +104,8 @@ class GrowthConfig:
     center: bool = False
     escape: Literal["modes", "residual"] = "modes"
     moments: Moments = "zero"
+    lr_policy: LrPolicy = "unchanged"
+    rewarm_steps: int = 100
     protocol: Literal["none", "report"] = "report"
     isolated_warmup_steps: int = 400
     isolated_lr_scale: float = 0.1
@@ -122,6 +129,11 @@ class GrowthConfig:
         if not 0 < self.latest_growth <= 1:
             raise ValueError(
                 f"latest_growth is {self.latest_growth}: a fraction of the budget in (0, 1] is meant"
+            )
+        if self.protocol == "report" and self.lr_policy != "unchanged":
+            raise ValueError(
+                f"lr_policy is {self.lr_policy!r}: protocol 'report' has a warm-up and a restart of its own; "
+                "choose protocol 'none', or lr_policy 'unchanged'"
             )
         self._validate_growth_fractions()
         self._validate_depths()

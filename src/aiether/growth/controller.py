@@ -17,6 +17,7 @@ from ..geometry import GeometryMetrics, Trajectory, metrics_from_gram
 from .config import MIN_SNAPSHOTS, GrowthConfig
 from .families import Family, block_tensors
 from .lineage import Lineage
+from .lr_policy import LrFactors, lr_factors
 from .migrate import Migration, TrainingState, migrate
 from .plan import GrowthPlan, frontier, plan_growth
 from .protocol import Phases
@@ -30,7 +31,7 @@ class GrowthController:
 
     A driver calls, after each optimizer step, `snapshot` where `wants_snapshot` says so; `evaluate` once for
     each evaluation; and `grow` with the plan of a decision to grow. Between growths it follows `trainable`,
-    `lr_scale`, `restart_step` and `next_phase_step`.
+    `lr_factors`, `restart_step` and `next_phase_step`.
 
     Parameters
     ----------
@@ -231,8 +232,32 @@ class GrowthController:
         phases = self._current(step)
         return phases.lr_scale if phases and step < phases.warmup_end else 1.0
 
+    def lr_factors(self, step: int) -> LrFactors:
+        """Factors on the schedule's learning rate in the step after `step`: protocol and policy together."""
+        scale, grown = self.lr_scale(step), self._last_growth(step)
+        if grown is None:
+            return LrFactors(scale, scale)
+        factors = lr_factors(self.config.lr_policy, step - grown, self.config.rewarm_steps)
+        return LrFactors(new=scale * factors.new, old=scale * factors.old)
+
+    def _last_growth(self, step: int) -> int | None:
+        return max((grown for grown in self.trigger_state.growth_steps if grown <= step), default=None)
+
+    def newest_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that the last growth made; empty before the first one."""
+        if not self.trigger_state.growth_steps:
+            return ()
+        last = self.trigger_state.growth_steps[-1]
+        return tuple(
+            index
+            for index, record in enumerate(self.lineage.records)
+            if record.parent is not None and record.born_step == last
+        )
+
     def restart_step(self, step: int) -> int | None:
         """The last step, at or before `step`, at which the schedule restarted; None: never yet."""
+        if self.config.lr_policy == "restart":
+            return self._last_growth(step)
         return max((phases.warmup_end for phases in self._phases if phases.warmup_end <= step), default=None)
 
     def next_phase_step(self, step: int) -> int | None:

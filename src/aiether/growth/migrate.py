@@ -6,7 +6,7 @@ Nothing here knows whether the state came from a live model, a checkpoint or a s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,16 +15,15 @@ from torch import Tensor
 
 from ..geometry import History
 from ..geometry.gram import one_thread
-from .config import GrowthConfig, Initialiser, Moments
+from .config import GrowthConfig, Initialiser
 from .families import Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, Metrics
+from .moments import ParameterMoments, new_moments
 from .plan import GrowthPlan
 from .structure import written_out
 
 _PIECE = {"cpu": 1 << 18}
 """Elements that are measured at a time: on a CPU few enough to stay in its cache, not in new memory."""
-
-ParameterMoments = dict[str, Tensor | float | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,32 +288,9 @@ def _grow_moments(
             continue
         result[own] = dict(moments[name])
         for fresh in new:
-            result[fresh] = new_moments(moments[name], growth.moments)
+            if entries := new_moments(moments[name], growth.moments):
+                result[fresh] = entries
     return result
-
-
-def _clone(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
-
-
-def new_moments(
-    source: Mapping[str, Tensor | float | int],
-    moments: Moments,
-    *,
-    zeros: Callable[[Tensor], Tensor] = torch.zeros_like,
-    copy: Callable[[Tensor], Tensor] = _clone,
-) -> ParameterMoments:
-    """The optimizer state that a new tensor starts with, from that of its source.
-
-    `zeros` and `copy` make the tensors; "reset" gives none.
-    """
-    if moments == "reset":
-        return {}
-    make = copy if moments == "copy" else zeros
-    return {
-        key: make(value) if isinstance(value, Tensor) else value if moments == "copy" else type(value)(0)
-        for key, value in source.items()
-    }
 
 
 def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> dict[str, Any]:

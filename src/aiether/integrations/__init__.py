@@ -3,10 +3,13 @@
 from ._checkpoint import Checkpoint, CheckpointStore
 from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full
 from ._files import write_json
+from ._grow import grow
+from ._grow_report import FunctionChange, GrowthReport
 from ._growth_callback import GrowthCallback
 from ._head import causal_loss
 from ._interrupt import Interrupted, interrupted_status, raise_interrupts
 from ._lock import hold
+from ._lr_policy import Rewarm
 from ._memory import Workload, check_memory
 from ._observer import Row, RunObserver
 from ._quiet import without_progress_bars
@@ -19,11 +22,14 @@ __all__ = [
     "Checkpoint",
     "CheckpointStore",
     "FitResult",
+    "FunctionChange",
     "GrowthCallback",
     "GrowthError",
+    "GrowthReport",
     "Interrupted",
     "OnNan",
     "OutOfMemory",
+    "Rewarm",
     "Row",
     "RunFault",
     "RunObserver",
@@ -33,6 +39,7 @@ __all__ = [
     "check_weights",
     "disk_full",
     "fit",
+    "grow",
     "hold",
     "interrupted_status",
     "is_disk_full",

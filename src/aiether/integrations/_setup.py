@@ -97,10 +97,11 @@ def refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
         raise ValueError(
             "fit needs one eval_dataset, not a dictionary of several: the trigger follows one loss"
         )
-    if config.protocol == "report" and trainer.lr_scheduler is not None:
+    if trainer.lr_scheduler is not None and (config.protocol == "report" or config.lr_policy == "restart"):
+        what = "protocol='report'" if config.protocol == "report" else "lr_policy='restart'"
         raise ValueError(
-            "protocol='report' restarts the schedule, which a scheduler passed in optimizers=(...) cannot; "
-            "set lr_scheduler_type in TrainingArguments instead, or protocol='none'"
+            f"{what} restarts the schedule, which a scheduler passed in optimizers=(...) cannot; "
+            "set lr_scheduler_type in TrainingArguments instead, or protocol='none' and another lr_policy"
         )
     check_blocks(trainer.model, family_of(trainer.model))
 

@@ -17,6 +17,7 @@ from aiether.growth import Decision, GrowthController
 from ._checkpoint import Moments
 from ._finite import FiniteWatch, NotFinite, not_finite
 from ._interrupt import InterruptFlag
+from ._lr_policy import SlowedTensors
 from ._model import names_of_layers, seed_step, set_trainable
 from ._observer import Row, RunObserver
 from ._optimizer_state import load_moments, load_scheduler, scheduler_state, unwrap_optimizer
@@ -76,6 +77,7 @@ class Stage:
         self._steps_trained = self._batches_evaluated = 0
         self._lap_start = time.perf_counter()
         self._unscaled: list[Any] = []
+        self._slowed = SlowedTensors(())
         self._learning_rate = 0.0
         self._restart_step: int | None = None  # where the schedule in use began
 
@@ -96,6 +98,7 @@ class Stage:
         self._continue_schedule(step)
         self._continue_loss_window()
         set_trainable(self.model, self.controller.family, self.frozen, self.controller.trainable(step))
+        self._slow_new_tensors()
         if self.handover.new_layers:
             names = (name for name, _ in self.model.named_parameters())
             new = names_of_layers(names, self.controller.family, self.handover.new_layers)
@@ -132,14 +135,23 @@ class Stage:
         elif not self.trainer.args.fp16:  # whose scaler meets infinite gradients, and skips them, by design
             self.finite.note(step, self.trainer._tr_loss, self._gradient_norm)
         groups = self.trainer.optimizer.param_groups
-        scale = self.controller.lr_scale(step)
+        factors = self.controller.lr_factors(step)
         self._unscaled = [group["lr"] for group in groups]
         for group in groups:
-            group["lr"] = group["lr"] * scale
+            group["lr"] = group["lr"] * factors.old
         self._learning_rate = float(groups[0]["lr"])
+        self._slowed.before(factors.new / factors.old)
         if self.watch is not None:
-            self.watch.before_step()
+            self.watch.before_step(factors.new / factors.old)
         self._in_optimizer = True
+
+    def _slow_new_tensors(self) -> None:
+        """With policy `rewarm_new` the newest layers move by a fraction of what the optimizer does."""
+        config, layers = self.controller.config, self.controller.newest_layers()
+        if config.lr_policy == "rewarm_new" and layers:
+            parameters = dict(self.model.named_parameters())
+            names = names_of_layers(parameters, self.controller.family, layers)
+            self._slowed = SlowedTensors(p for n in names if (p := parameters[n]).requires_grad)
 
     def _use_no_gradients(self, step: int) -> None:
         """Let the optimizer leave weights and moments alone, and the training loss without this step's."""
@@ -150,6 +162,7 @@ class Stage:
         self.trainer._tr_loss.copy_(self._losses_before_step)
 
     def after_optimizer_step(self) -> None:
+        self._slowed.after()
         self._in_optimizer = False
         # Schedulers that work from the last value must find their own, not ours.
         for group, lr in zip(self.trainer.optimizer.param_groups, self._unscaled, strict=True):

@@ -86,9 +86,12 @@ class NewTensorWatch:
         self.largest_pull = dict.fromkeys(self.parameters, 0.0)
         self.steps_left = steps
 
-    def before_step(self) -> None:
-        """Call with gradients present, before the optimizer steps; a step at zero rate does not count."""
-        rates = {name: float(self.group_of[id(p)]["lr"]) for name, p in self.parameters.items()}
+    def before_step(self, factor: float = 1.0) -> None:
+        """Call with gradients present, before the optimizer steps; a step at zero rate does not count.
+
+        `factor` is what the new tensors move by, relative to their group's learning rate.
+        """
+        rates = {name: factor * float(self.group_of[id(p)]["lr"]) for name, p in self.parameters.items()}
         if max(rates.values(), default=0.0) <= 0:
             return
         self.steps_left -= 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aiether.growth import new_moments, renames
+from aiether.growth import NOT_FROM_ZERO, new_moments, renames
 
 from ._dcp import DistributedFolder, Entry, NewEntry, Place, write_distributed
 from ._grown import GrownTensors
@@ -70,6 +70,11 @@ def _others(
     if moments == "reset" and not is_setting:
         return {}
     own, *new = names[name]
+    if moments == "zero" and not is_setting and entry.key.rpartition(".")[2] in NOT_FROM_ZERO:
+        raise ValueError(
+            f"{entry.key} in {folder.path} does not start at zero with this optimizer: take moments 'copy' "
+            "or 'reset'"
+        )
     grown = {_renamed(entry.key, name, own): NewEntry(_moved(entry.place, name, own), entry.spec, read)}
     for fresh in new:
         make = read if is_setting else partial(_new_moment, read, moments)

@@ -180,7 +180,8 @@ def _grown_state(
             made = entries if number == 0 else new_moments(
                 entries, growth.moments, zeros=zeros, copy=lambda tensor: tensor
             )  # fmt: skip
-            grown[places[names[number]]] = made
+            if made:  # none: the optimizer begins as with a tensor that it has not seen
+                grown[places[names[number]]] = made
     return dict(sorted(grown.items()))
 
 

@@ -1,0 +1,178 @@
+"""Learning-rate policies after a growth, on live optimizers and schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
+
+from aiether.growth import LrPolicy, lr_factors
+
+
+class SlowedTensors:
+    """Lets some tensors move by a fraction of what their optimizer does.
+
+    Every update of torch's optimizers is proportional to the learning rate, so this is a learning rate of
+    their own, without a param group of their own: groups, schedules and saved states keep their form. It
+    holds a copy of the tensors between `before` and `after`.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self._start: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def before(self, factor: float) -> None:
+        """Call before the optimizer steps."""
+        self._factor = factor
+        self._start = [p.detach().clone() for p in self.parameters] if factor < 1 else None
+
+    @torch.no_grad()
+    def after(self) -> None:
+        """Call after it."""
+        if self._start is None:
+            return
+        for parameter, start in zip(self.parameters, self._start, strict=True):
+            parameter.copy_(torch.lerp(start.float(), parameter.float(), self._factor))
+        self._start = None
+
+
+class Rewarm:
+    """A re-warm on live optimizers: hooks that scale their next steps, and do nothing once it is over.
+
+    Learning rates are scaled during `optimizer.step()` only: a scheduler always finds its own values.
+    It goes on by itself; to resume a run in its midst, save `state_dict()` and call `Rewarm.resume`.
+
+    Parameters
+    ----------
+    model: the grown model.
+    optimizers: those that step its tensors.
+    tensors: names of the new tensors.
+    policy, rewarm_steps: as in `GrowthConfig`; the policy is "rewarm_new" or "rewarm_all".
+    steps_done: steps since the growth, for each optimizer; default 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        tensors: Iterable[str],
+        policy: LrPolicy,
+        rewarm_steps: int,
+        steps_done: Sequence[int] | None = None,
+    ) -> None:
+        self.policy: LrPolicy = policy
+        self.rewarm_steps = rewarm_steps
+        self.tensors = tuple(tensors)
+        self.steps_done = list(steps_done or [0] * len(optimizers))
+        parameters = dict(model.named_parameters())
+        new = {id(parameters[name]) for name in self.tensors if name in parameters}
+        self._handles: list[list[Any]] = []
+        for index, optimizer in enumerate(optimizers):
+            held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in new]
+            self._handles.append(self._attach(index, optimizer, held))
+
+    @classmethod
+    def resume(
+        cls, model: nn.Module, optimizers: Optimizer | Sequence[Optimizer], state: Mapping[str, Any]
+    ) -> Rewarm:
+        """Go on with a re-warm that `state_dict` described, on optimizers in the same order."""
+        given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+        if len(given) != len(state["steps_done"]):
+            raise ValueError(
+                f"the re-warm was of {len(state['steps_done'])} optimizers, {len(given)} are given: give the "
+                "same ones in the same order"
+            )
+        return cls(
+            model, given, state["tensors"], state["policy"], state["rewarm_steps"], state["steps_done"]
+        )
+
+    @property
+    def finished(self) -> bool:
+        return all(done >= self.rewarm_steps for done in self.steps_done)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON that `resume` takes."""
+        return {
+            "policy": self.policy,
+            "rewarm_steps": self.rewarm_steps,
+            "tensors": list(self.tensors),
+            "steps_done": list(self.steps_done),
+        }
+
+    def remove(self) -> None:
+        """End it now: the next step is at the schedule's learning rate."""
+        for handles in self._handles:
+            for handle in handles:
+                handle.remove()
+
+    def _attach(self, index: int, optimizer: Optimizer, held: list[Tensor]) -> list[Any]:
+        slowed = SlowedTensors(held)
+        scheduled: list[Any] = []
+
+        def before(stepped: Optimizer, args: Any, kwargs: Any) -> None:
+            if self.steps_done[index] >= self.rewarm_steps:
+                return
+            factors = lr_factors(self.policy, self.steps_done[index], self.rewarm_steps)
+            scheduled[:] = [group["lr"] for group in stepped.param_groups]
+            for group in stepped.param_groups if factors.old < 1 else ():
+                group["lr"] = group["lr"] * factors.old
+            slowed.before(factors.new / factors.old)
+
+        def after(stepped: Optimizer, args: Any, kwargs: Any) -> None:
+            if self.steps_done[index] >= self.rewarm_steps:
+                return
+            slowed.after()
+            for group, lr in zip(stepped.param_groups, scheduled, strict=True):
+                group["lr"] = lr
+            self.steps_done[index] += 1
+
+        return [optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)]
+
+
+def check_rewarm(policy: LrPolicy, optimizers: Iterable[Optimizer]) -> None:
+    """Raise ValueError if a policy scales learning rates that an optimizer makes for itself."""
+    if policy != "rewarm_all":
+        return
+    for optimizer in optimizers:
+        if any(group.get("lr") is None or group.get("relative_step") for group in optimizer.param_groups):
+            raise ValueError(
+                f"lr_policy='rewarm_all' scales the learning rate, and {type(optimizer).__name__} makes its "
+                "own: use 'rewarm_new' or 'unchanged', or give it an lr with relative_step=False"
+            )
+
+
+def restart_scheduler(undo: ExitStack, scheduler: Any) -> None:
+    """Begin a scheduler's sequence again from its first step, with its own length.
+
+    Raises
+    ------
+    ValueError
+        For schedulers that keep no beginning to go back to.
+    """
+    if not isinstance(scheduler, LRScheduler) or isinstance(
+        scheduler, ReduceLROnPlateau | SequentialLR | ChainedScheduler
+    ):
+        raise ValueError(
+            f"lr_policy='restart' cannot begin a {type(scheduler).__name__} again: use 'unchanged', and make "
+            "a new scheduler over the same optimizer (its groups stay as they are)"
+        )
+    optimizer, saved = scheduler.optimizer, dict(vars(scheduler))
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def restore() -> None:
+        vars(scheduler).clear()
+        vars(scheduler).update(saved)
+        for group, lr in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = lr
+
+    undo.callback(restore)
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    scheduler.last_epoch = -1
+    scheduler._initial_step()

@@ -1,0 +1,132 @@
+"""Growth in place for every family of the table, and for modules that no library knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tests.families import FAMILY_NAMES, FAMILY_TABLE, VOCAB, FamilyCase
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW
+
+import aiether
+from aiether import GrowthConfig, GrowthPlan
+from aiether.growth import TrainingState, family_of
+from aiether.integrations._blocks import block_list
+from aiether.integrations._model import build_model
+
+from .test_grow import same
+
+TOKENS = torch.randint(1, VOCAB, (2, 8), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("case", FAMILY_TABLE, ids=FAMILY_NAMES)
+def test_a_family_grows_in_place_as_it_does_on_paper(case: FamilyCase) -> None:
+    model = case.build(2)
+    family, plan = family_of(model), GrowthPlan.interleave(model, 4, "noise")
+    state = TrainingState(config=model.config.to_dict(), tensors=dict(model.state_dict()), family=family)
+    expected = aiether.migrate(state, plan, growth=GrowthConfig(), final_depth=4, seed=1).state
+    reference = build_model(model, expected)
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+
+    report = aiether.grow(
+        model, plan, optimizer=optimizer, seed=1, batch={"input_ids": TOKENS, "labels": TOKENS}
+    )
+
+    assert not report.notes, "the live model was compared with a fresh one"
+    assert same(dict(model.state_dict()), dict(reference.state_dict()))
+    assert model.config.to_dict() == reference.config.to_dict()
+    settings: dict[str, Any] = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    with torch.no_grad():
+        assert torch.equal(model(TOKENS).logits, reference.eval()(TOKENS).logits)
+        cached, uncached = (model.generate(TOKENS, use_cache=use, **settings) for use in (True, False))  # type: ignore[operator]
+    assert torch.equal(cached, uncached)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.train()(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+    optimizer.step()
+    assert not [name for name in report.new_tensors if torch.equal(before[name], model.get_parameter(name))]
+
+
+# -- modules without a library ------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self, number: int, settings: SimpleNamespace) -> None:
+        super().__init__()
+        self.number = number + 1  # counts from one
+        self.settings = settings
+        self.norm, self.mix = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.mix(self.norm(hidden))
+
+
+class Classifier(nn.Module):
+    def __init__(self, depth: int, *, tied: bool = False) -> None:
+        super().__init__()
+        self.settings = SimpleNamespace(eps=1e-5)
+        self.trunk = nn.ModuleList([Residual(number, self.settings) for number in range(depth)])
+        self.head = nn.Linear(8, 3)
+        if tied:
+            for block in self.trunk:
+                block.norm = self.trunk[0].norm  # one norm for all layers
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for block in self.trunk:
+            hidden = block(hidden)
+        return self.head(hidden)
+
+
+def cross_entropy(output: Tensor, batch: Any) -> Tensor:
+    return nn.functional.cross_entropy(output, torch.zeros(len(output), dtype=torch.long))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_any_module_with_a_list_of_blocks_grows(tied: bool) -> None:
+    torch.manual_seed(0)
+    model, hidden = Classifier(3, tied=tied), torch.randn(4, 8)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+    cross_entropy(model(hidden), None).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = model(hidden)
+
+    report = aiether.grow(
+        model,
+        GrowthPlan.front(model, 5, "zero"),
+        optimizer=optimizer,
+        moments="copy",
+        batch=hidden,
+        loss_fn=cross_entropy,
+    )
+
+    torch.testing.assert_close(model(hidden), before)
+    assert report.function is not None
+    assert report.function.loss_after == pytest.approx(cross_entropy(before, None).item())
+    assert [block.number for block in model.trunk] == [1, 2, 3, 4, 5]
+    assert all(block.settings is model.settings for block in model.trunk)
+    assert any("to compare it with" in note for note in report.notes)
+    norms = {id(block.get_parameter("norm.weight")) for block in model.trunk}
+    assert len(norms) == (1 if tied else 5)
+    assert len(report.new_tensors) == (4 if tied else 8)
+    held = optimizer.param_groups[0]["params"]
+    assert [id(p) for p in held] == [id(p) for p in model.parameters()]
+
+
+def test_the_list_can_be_named_where_there_are_several() -> None:
+    model = nn.ModuleDict({"left": Classifier(2), "right": Classifier(2)})
+    family = family_of(model, blocks="left.trunk")
+    aiether.grow(model, GrowthPlan.top(2, 4), optimizer=SGD(model.parameters(), lr=0.1), family=family)
+    assert len(list(block_list(model, family))) == 4  # type: ignore[arg-type]
+    assert len(model["right"].trunk) == 2  # type: ignore[arg-type]
+    elsewhere = replace(family, blocks="middle")
+    with pytest.raises(ValueError, match="no block list 'middle'"):
+        aiether.grow(model, GrowthPlan.top(4, 5), optimizer=None, family=elsewhere)
