@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -300,7 +301,7 @@ def test_tied_tensors_stay_tied(trained) -> None:
 def test_what_is_drawn_depends_on_seed_step_and_layer_alone(trained, init: Initialiser) -> None:
     state, trajectory = trained("llama", DEPTH)
 
-    def draw(seed: int = 0, step: int = 6, to_layers: int = 5, reverse: bool = False) -> dict[str, Tensor]:
+    def draw(seed: int = 0, step: int = 6, to_layers: int = 5, reverse: bool = False) -> Mapping[str, Tensor]:
         tensors = dict(reversed(state.tensors.items())) if reverse else state.tensors
         torch.manual_seed(seed + step + to_layers)  # the global generator must not matter
         given = dataclasses.replace(state, tensors=tensors, step=step)

@@ -17,6 +17,8 @@ from aiether import __version__
 COMMANDS = {
     "train": "train a model that grows when the geometry of its weights says so, or resume a run",
     "generate": "continue a prompt with the model of a run or of any Hugging Face folder",
+    "inspect": "measure the path of the weights through a series of anyone's checkpoints",
+    "grow": "grow anyone's checkpoint into a deeper one, larger than memory or not",
     "report": "write a run's report.html anew",
     "triggers": "when each trigger would have grown a recorded run, and thresholds from its own history",
 }

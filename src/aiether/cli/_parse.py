@@ -26,7 +26,8 @@ def parse(
 ) -> T:
     """An instance of the dataclass `flags`; names may carry underscores or hyphens.
 
-    `types` gives the type of every flag where `flags` nests them; `usage` names the positional arguments.
+    `types` gives the type of every flag where `flags` nests them; `usage` names the positional arguments,
+    with dots behind the last one if there may be several.
 
     Raises
     ------
@@ -49,9 +50,11 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-    positional = [word.lower() for word in usage.split()]
+    positional = [word.lower().removesuffix("...") for word in usage.split()]
     types = types or {k: v for k, v in get_type_hints(flags).items() if k not in positional}
-    fault = explain(arguments, types) or _unplaced(arguments, len(positional))
+    fault = explain(arguments, types) or (
+        None if usage.endswith("...") else _unplaced(arguments, len(positional))
+    )
     expected = f"expected {program} {usage} [flags]; " if usage else ""
     raise ValueError(fault or f"{expected}see {program} --help")
 

@@ -9,7 +9,18 @@ from .initialise import INITIALISERS, BlockSource, initialise_output_projections
 from .lineage import LayerRecord, Lineage
 from .lr_policy import LrFactors, lr_factors
 from .matching import check_blocks_match, index_attributes
-from .migrate import Migration, TrainingState, grow_config, migrate, renames, training_family
+from .migrate import (
+    Migration,
+    TrainingState,
+    check_depth,
+    grow_config,
+    make_layer,
+    migrate,
+    origins,
+    renames,
+    training_family,
+)
+from .moments import NOT_FROM_ZERO, new_moments
 from .plan import (
     PLACEMENTS,
     GrowthPlan,
@@ -38,6 +49,7 @@ __all__ = [
     "FAMILIES",
     "GROWTH_PRESETS",
     "INITIALISERS",
+    "NOT_FROM_ZERO",
     "PLACEMENTS",
     "TRIGGERS",
     "BlockSource",
@@ -60,6 +72,7 @@ __all__ = [
     "TriggerState",
     "block_tensors",
     "check_blocks_match",
+    "check_depth",
     "decide",
     "depth_of",
     "depth_schedule",
@@ -70,8 +83,11 @@ __all__ = [
     "index_attributes",
     "initialise_output_projections",
     "lr_factors",
+    "make_layer",
     "migrate",
+    "new_moments",
     "next_depth",
+    "origins",
     "plan_growth",
     "planned_depth",
     "relative_improvement",

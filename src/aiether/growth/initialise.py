@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..geometry import Trajectory
+from ..geometry import History
 from .config import MIN_SNAPSHOTS, GrowthConfig, Initialiser
 from .families import Family
 
@@ -39,7 +39,7 @@ class BlockSource:
 
     layer: int
     tensors: Mapping[str, Tensor]
-    trajectory: Trajectory | None
+    trajectory: History | None
     family: Family
     config: Mapping[str, Any]
     final_depth: int

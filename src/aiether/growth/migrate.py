@@ -13,13 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry import Trajectory
+from ..geometry import History
+from ..geometry.gram import one_thread
 from .config import GrowthConfig, Initialiser
 from .families import Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, Metrics
 from .moments import ParameterMoments, new_moments
 from .plan import GrowthPlan
 from .structure import written_out
+
+_PIECE = {"cpu": 1 << 18}
+"""Elements that are measured at a time: on a CPU few enough to stay in its cache, not in new memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,8 @@ class TrainingState:
     Attributes
     ----------
     config: the model's configuration dict (transformers' `config.to_dict()`); empty for a module without any.
-    tensors: `model.state_dict()`; tied tensors may stand under both names.
+    tensors: `model.state_dict()`; tied tensors may stand under both names. A mapping may load them when they
+        are asked for.
     moments: optimizer state by parameter name, such as `{"exp_avg": ..., "exp_avg_sq": ..., "step": ...}`.
     step: optimizer steps done.
     extra: JSON that is passed through untouched.
@@ -37,7 +42,7 @@ class TrainingState:
     """
 
     config: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     moments: dict[str, ParameterMoments] = field(default_factory=dict)
     step: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +74,7 @@ def migrate(
     plan: GrowthPlan,
     *,
     growth: GrowthConfig,
-    trajectory: Trajectory | None = None,
+    trajectory: History | None = None,
     final_depth: int,
     seed: int,
 ) -> Migration:
@@ -92,19 +97,10 @@ def migrate(
     made: dict[int, dict[str, Tensor]] = {}
     tensor_metrics: dict[str, Metrics] = {}
     for layer in plan.new_layers:
-        own = blocks[(origin := plan.layers[layer]).source]
-        source = BlockSource(
-            layer=origin.source,
-            tensors={suffix: state.tensors[name] for suffix, name in own.items()},
-            trajectory=trajectory,
-            family=family,
-            config=state.config,
-            final_depth=final_depth,
-            generator=layer_generator(seed, state.step, layer),
-            growth=replace(growth, **origin.gains),
-            shared=frozenset(suffix for suffix, name in own.items() if name in shared),
-        )
-        made[layer], metrics = _make_block(source, plan.init)
+        made[layer], metrics = make_layer(
+            state, plan, layer, family=family, growth=growth, trajectory=trajectory, final_depth=final_depth,
+            seed=seed, shared=shared,
+        )  # fmt: skip
         tensor_metrics |= {family.name(layer, suffix): entry for suffix, entry in metrics.items()}
     grown = replace(
         state,
@@ -114,6 +110,45 @@ def migrate(
         extra=dict(state.extra),
     )
     return Migration(grown, tensor_metrics, plan)
+
+
+def make_layer(
+    state: TrainingState,
+    plan: GrowthPlan,
+    layer: int,
+    *,
+    family: Family,
+    growth: GrowthConfig,
+    trajectory: History | None = None,
+    final_depth: int,
+    seed: int,
+    shared: frozenset[str] = frozenset(),
+) -> tuple[dict[str, Tensor], dict[str, Metrics]]:
+    """The tensors of one new layer by suffix, and what was measured for each: `migrate`, layer by layer.
+
+    Only the tensors of the layer's source are read from `state.tensors`, so that a model larger than memory
+    can be grown one block at a time. `shared` are the names that layers share (`shared_names`); files hold
+    each tensor once.
+    """
+    origin = plan.layers[layer]
+    names = block_tensors(state.tensors, family)[origin.source]
+    source = BlockSource(
+        layer=origin.source,
+        tensors={suffix: state.tensors[name] for suffix, name in names.items()},
+        trajectory=trajectory,
+        family=family,
+        config=state.config,
+        final_depth=final_depth,
+        generator=layer_generator(seed, state.step, layer),
+        growth=replace(growth, **origin.gains),
+        shared=frozenset(suffix for suffix, name in names.items() if name in shared),
+    )
+    return _make_block(source, plan.init)
+
+
+def check_depth(state: TrainingState, plan: GrowthPlan, family: Family) -> None:
+    """Raise ValueError if plan, configuration and tensors do not agree on the number of layers."""
+    _check_depth(state, plan, block_tensors(state.tensors, family), family)
 
 
 def _check_depth(state: TrainingState, plan: GrowthPlan, blocks: Mapping[int, Any], family: Family) -> None:
@@ -173,8 +208,18 @@ def _restore_ties(source: BlockSource, tensors: dict[str, Tensor]) -> None:
 def _change(source: Tensor, new: Tensor) -> Metrics:
     if not new.is_floating_point():
         return {}
-    norm = float(torch.linalg.vector_norm(source.float()))
-    change = float(torch.linalg.vector_norm(new.float() - source.float()))
+    norms: list[Tensor] = []
+    changes: list[Tensor] = []
+    piece = _PIECE.get(source.device.type, 1 << 24)
+    with one_thread(source.device):
+        for old, made in zip(source.reshape(-1).split(piece), new.reshape(-1).split(piece), strict=True):
+            wide = old.float()
+            norms.append(torch.linalg.vector_norm(wide))
+            if not torch.equal(old, made):  # a copy is known sooner than it is measured
+                changes.append(torch.linalg.vector_norm(made.float() - wide))
+    norm, change = (
+        float(torch.linalg.vector_norm(torch.stack(parts))) if parts else 0.0 for parts in (norms, changes)
+    )
     return {"source_norm": norm, "relative_change": change / norm if norm else None}
 
 
@@ -198,20 +243,33 @@ def renames(names: Iterable[str], plan: GrowthPlan, family: Family) -> dict[str,
     return result
 
 
+def origins(names: Iterable[str], plan: GrowthPlan, family: Family) -> dict[str, tuple[str, int | None]]:
+    """Name in the grown model -> the old name it comes from, and the new layer it belongs to, if to one.
+
+    In the order of a state dict: the new layers stand among the old ones.
+    """
+    names = list(names)
+    blocks = block_tensors(names, family)
+    result: dict[str, tuple[str, int | None]] = {}
+    for name in names:
+        if family.split(name) is None:
+            result[name] = (name, None)
+        elif name == next(iter(blocks[0].values())):
+            for layer, origin in enumerate(plan.layers):
+                for suffix, old in blocks[origin.source].items():
+                    result[family.name(layer, suffix)] = (old, layer if origin.is_new else None)
+    return result
+
+
 def _renumber(
     tensors: Mapping[str, Tensor], plan: GrowthPlan, family: Family, made: Mapping[int, Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
     """Old tensors under their new names, new ones among them, in the order of a state dict."""
-    blocks = block_tensors(tensors, family)
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if family.split(name) is None:
-            result[name] = tensor
-        elif name == next(iter(blocks[0].values())):
-            for layer, origin in enumerate(plan.layers):
-                own = made.get(layer) or {s: tensors[n] for s, n in blocks[origin.source].items()}
-                result |= {family.name(layer, suffix): value for suffix, value in own.items()}
-    return result
+    new = {family.name(layer, suffix): t for layer, block in made.items() for suffix, t in block.items()}
+    return {
+        name: tensors[old] if layer is None else new[name]
+        for name, (old, layer) in origins(tensors, plan, family).items()
+    }
 
 
 def _grow_moments(

@@ -36,6 +36,8 @@ def is_plain_name(name: Any) -> bool:
 
 def _check_named(folder: Path) -> None:
     """`transformers_weights` in config.json may name another file than the usual one."""
+    if not (folder / "config.json").is_file():  # weights alone are weights too
+        return
     config = read_mapping(folder / "config.json")
     named = config.get("transformers_weights")
     if named is not None and not (is_plain_name(named) and named.endswith(".safetensors")):

@@ -30,24 +30,32 @@ def write_report(run_dir: Path | str) -> Path:
     return path
 
 
-def render(run: Run) -> str:
-    """The page of a run, as HTML."""
-    environment = Environment(
+def environment() -> Environment:
+    """The templates; every text that is put into them is escaped."""
+    return Environment(
         loader=PackageLoader("aiether.training.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(run: Run) -> str:
+    """The page of a run, as HTML."""
     with house_style():
         figures = {
             part: [(picture, Markup(to_svg(picture))) for picture in pictures]
             for part, pictures in draw_pictures(run).items()
         }
-    return environment.get_template("report.html.jinja").render(
-        run=run,
-        facts=facts,
-        figures=figures,
-        light=Markup(css_variables(LIGHT)),
-        dark=Markup(css_variables(DARK)),
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            run=run,
+            facts=facts,
+            figures=figures,
+            light=Markup(css_variables(LIGHT)),
+            dark=Markup(css_variables(DARK)),
+        )
     )

@@ -1,0 +1,48 @@
+"""How far a long job over files is: a bar with speed and time left, or a line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+PLAIN_INTERVAL_S = 10.0
+
+
+@contextmanager
+def bytes_progress(title: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Gives a callable that is told how many bytes are done, of how many; everything goes to stderr."""
+    console = console or Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield _plain(title, console)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _plain(title: str, console: Console) -> Callable[[int, int], None]:
+    started = last = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < PLAIN_INTERVAL_S or not done:
+            return
+        last = now
+        left = (now - started) * (total - done) / done
+        console.print(f"{title}: {100 * done / total:.0f} %, about {left:.0f} s left", highlight=False)
+
+    return report
