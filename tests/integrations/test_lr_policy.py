@@ -18,6 +18,7 @@ from transformers.optimization import Adafactor
 import aiether
 from aiether import FitResult, GrowthConfig, GrowthPlan, Rewarm, RunObserver, fit
 from aiether.growth import LrPolicy
+from aiether.integrations._lr_policy import SlowedTensors
 from aiether.training.optimizer import MuonAdamW
 
 from .test_grow import batch, same, train
@@ -125,6 +126,48 @@ def test_several_optimizers_rewarm_each_by_its_own_steps_and_can_be_stopped() ->
     report.rewarm.remove()
     train(model, optimizers, 1)
     assert report.rewarm.steps_done == [2, 2]
+
+
+@pytest.mark.parametrize("second", ["rewarm_new", "rewarm_all"])
+def test_overlapping_rewarms_leave_the_schedule_alone(second: LrPolicy) -> None:
+    model = tiny_model("llama", dropout=0.0)
+    optimizer, used = SGD(model.parameters(), lr=LR), []
+    for depth, policy in ((3, "rewarm_all"), (4, second)):
+        aiether.grow(
+            model, GrowthPlan.top(model, depth), optimizer=optimizer, lr_policy=policy, rewarm_steps=4
+        )
+        if depth == 4:
+            optimizer.register_step_pre_hook(lambda o, *_: used.append(o.param_groups[0]["lr"]))
+        for step in range(5 if depth == 4 else 1):
+            train_on(model, optimizer, step)
+            assert optimizer.param_groups[0]["lr"] == LR
+    both = [1 / 4, 2 / 4, 3 / 4, 1, 1] if second == "rewarm_all" else [1] * 5
+    assert used == pytest.approx([LR * a * b for a, b in zip([2 / 4, 3 / 4, 1, 1, 1], both, strict=True)])
+
+
+def test_a_rewarm_names_its_tensors_as_a_later_growth_left_them() -> None:
+    model = tiny_model("llama")
+    optimizer = SGD(model.parameters(), lr=LR)
+    report = aiether.grow(model, GrowthPlan.top(model, 3), optimizer=optimizer, lr_policy="rewarm_new")
+    new = [model.get_parameter(name) for name in report.new_tensors]
+    aiether.grow(model, GrowthPlan.front(model, 4), optimizer=optimizer)
+    assert report.rewarm is not None
+    state = report.rewarm.state_dict()
+    assert [id(model.get_parameter(name)) for name in state["tensors"]] == list(map(id, new))
+    with pytest.raises(ValueError, match=r"no tensor 'model\.layers\.3"):
+        Rewarm.resume(tiny_model("llama"), optimizer, state)
+
+
+def test_a_rewarm_keeps_double_precision() -> None:
+    model = nn.Linear(2, 2).double()
+    tensor = model.weight
+    slowed = SlowedTensors([tensor])
+    with torch.no_grad():
+        tensor.fill_(1.0)
+        slowed.before(0.5)
+        tensor.fill_(1.0 + 2.0**-40)
+        slowed.after()
+    assert torch.equal(tensor, torch.full_like(tensor, 1.0 + 2.0**-41))
 
 
 # -- restart ------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -38,15 +39,22 @@ class SlowedTensors:
         if self._start is None:
             return
         for parameter, start in zip(self.parameters, self._start, strict=True):
-            parameter.copy_(torch.lerp(start.float(), parameter.float(), self._factor))
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            parameter.copy_(torch.lerp(start.to(wide), parameter.to(wide), self._factor))
         self._start = None
+
+
+_SCHEDULED: WeakKeyDictionary[Optimizer, list[Any]] = WeakKeyDictionary()
+"""During a step, the learning rates that it began with. Where several re-warms overlap (two growths soon after
+each other) all scale the rates, and whichever is first to clean up puts the schedule's own back."""
 
 
 class Rewarm:
     """A re-warm on live optimizers: hooks that scale their next steps, and do nothing once it is over.
 
     Learning rates are scaled during `optimizer.step()` only: a scheduler always finds its own values.
-    It goes on by itself; to resume a run in its midst, save `state_dict()` and call `Rewarm.resume`.
+    It goes on by itself; to resume a run in its midst, save `state_dict()` and call `Rewarm.resume`. Re-warms
+    of several growths may overlap: their factors multiply.
 
     Parameters
     ----------
@@ -68,10 +76,15 @@ class Rewarm:
     ) -> None:
         self.policy: LrPolicy = policy
         self.rewarm_steps = rewarm_steps
-        self.tensors = tuple(tensors)
         self.steps_done = list(steps_done or [0] * len(optimizers))
-        parameters = dict(model.named_parameters())
-        new = {id(parameters[name]) for name in self.tensors if name in parameters}
+        parameters, names = dict(model.named_parameters()), tuple(tensors)
+        if unknown := [name for name in names if name not in parameters]:
+            raise ValueError(
+                f"the model has no tensor {unknown[0]!r} to re-warm: give the bare grown model, as it was when "
+                "the re-warm was saved"
+            )
+        new = {id(parameters[name]) for name in names}
+        self._model, self._new = model, new
         self._handles: list[list[Any]] = []
         for index, optimizer in enumerate(optimizers):
             held = [p for group in optimizer.param_groups for p in group["params"] if id(p) in new]
@@ -91,6 +104,11 @@ class Rewarm:
         return cls(
             model, given, state["tensors"], state["policy"], state["rewarm_steps"], state["steps_done"]
         )
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the new tensors, as they are now: a later growth moves layers."""
+        return tuple(name for name, p in self._model.named_parameters() if id(p) in self._new)
 
     @property
     def finished(self) -> bool:
@@ -113,13 +131,12 @@ class Rewarm:
 
     def _attach(self, index: int, optimizer: Optimizer, held: list[Tensor]) -> list[Any]:
         slowed = SlowedTensors(held)
-        scheduled: list[Any] = []
 
         def before(stepped: Optimizer, args: Any, kwargs: Any) -> None:
             if self.steps_done[index] >= self.rewarm_steps:
                 return
             factors = lr_factors(self.policy, self.steps_done[index], self.rewarm_steps)
-            scheduled[:] = [group["lr"] for group in stepped.param_groups]
+            _SCHEDULED.setdefault(stepped, [group["lr"] for group in stepped.param_groups])
             for group in stepped.param_groups if factors.old < 1 else ():
                 group["lr"] = group["lr"] * factors.old
             slowed.before(factors.new / factors.old)
@@ -128,7 +145,7 @@ class Rewarm:
             if self.steps_done[index] >= self.rewarm_steps:
                 return
             slowed.after()
-            for group, lr in zip(stepped.param_groups, scheduled, strict=True):
+            for group, lr in zip(stepped.param_groups, _SCHEDULED.pop(stepped, ()), strict=False):
                 group["lr"] = lr
             self.steps_done[index] += 1
 
