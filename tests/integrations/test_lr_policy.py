@@ -202,6 +202,43 @@ def test_restart_begins_the_schedule_again(name: str) -> None:
     assert rates(4) == pytest.approx(first)
 
 
+def test_restart_of_several_schedules_on_one_optimizer() -> None:
+    model = tiny_model("llama")
+    optimizer = SGD(model.parameters(), lr=LR)
+    both = [schedules.LinearLR(optimizer, 0.1, total_iters=4), schedules.ExponentialLR(optimizer, 0.9)]
+
+    def rates(steps: int) -> list[float]:
+        seen = [optimizer.param_groups[0]["lr"]]
+        for _ in range(steps):
+            optimizer.step()
+            for schedule in both:
+                schedule.step()
+            seen.append(optimizer.param_groups[0]["lr"])
+        return seen
+
+    first = rates(5)
+    aiether.grow(model, GrowthPlan.top(model, 3), optimizer=optimizer, scheduler=both, lr_policy="restart")
+    assert rates(5) == pytest.approx(first)
+
+
+def test_restart_keeps_a_learning_rate_that_is_a_tensor_and_its_beginning() -> None:
+    model = tiny_model("llama")
+    optimizer = AdamW(model.parameters(), lr=torch.tensor(LR))
+    schedule, group = schedules.ExponentialLR(optimizer, 0.5), optimizer.param_groups[0]
+    rate = group["lr"]
+    for _ in range(2):
+        optimizer.step()
+        schedule.step()
+    aiether.grow(
+        model, GrowthPlan.top(model, 3), optimizer=optimizer, scheduler=schedule, lr_policy="restart"
+    )
+    assert group["lr"] is rate
+    optimizer.step()
+    schedule.step()
+    assert float(rate) == pytest.approx(LR / 2)
+    assert float(group["initial_lr"]) == pytest.approx(LR)
+
+
 @pytest.mark.parametrize(
     "build",
     [

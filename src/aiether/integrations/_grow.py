@@ -41,7 +41,7 @@ from ._grow_optimizer import (
     unwrap_optimizers,
 )
 from ._grow_report import GrowthReport, LossFn, function_change, measure
-from ._lr_policy import Rewarm, check_rewarm, restart_scheduler
+from ._lr_policy import Rewarm, check_rewarm, restart_schedulers
 from ._refuse import check_in_place, check_unwrapped
 from ._structure import compare_with_fresh
 from ._verify import GrowthError, check_blocks
@@ -260,8 +260,7 @@ def _install_training(
     for index, optimizer in enumerate(optimizers):
         changes += grow_optimizer(undo, index, optimizer, tensors, migration.state.moments, settings.moments)
     if settings.lr_policy == "restart":
-        for scheduler in schedulers:
-            restart_scheduler(undo, scheduler)
+        restart_schedulers(undo, schedulers)
     return changes
 
 

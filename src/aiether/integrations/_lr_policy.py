@@ -164,32 +164,44 @@ def check_rewarm(policy: LrPolicy, optimizers: Iterable[Optimizer]) -> None:
             )
 
 
-def restart_scheduler(undo: ExitStack, scheduler: Any) -> None:
-    """Begin a scheduler's sequence again from its first step, with its own length.
+def restart_schedulers(undo: ExitStack, schedulers: Sequence[Any]) -> None:
+    """Begin the schedulers' sequences again from their first step, each with its own length.
 
     Raises
     ------
     ValueError
         For schedulers that keep no beginning to go back to.
     """
-    if not isinstance(scheduler, LRScheduler) or isinstance(
-        scheduler, ReduceLROnPlateau | SequentialLR | ChainedScheduler
-    ):
-        raise ValueError(
-            f"lr_policy='restart' cannot begin a {type(scheduler).__name__} again: use 'unchanged', and make "
-            "a new scheduler over the same optimizer (its groups stay as they are)"
-        )
-    optimizer, saved = scheduler.optimizer, dict(vars(scheduler))
-    rates = [group["lr"] for group in optimizer.param_groups]
+    for scheduler in schedulers:
+        if not isinstance(scheduler, LRScheduler) or isinstance(
+            scheduler, ReduceLROnPlateau | SequentialLR | ChainedScheduler
+        ):
+            raise ValueError(
+                f"lr_policy='restart' cannot begin a {type(scheduler).__name__} again: use 'unchanged', and "
+                "make a new scheduler over the same optimizer (its groups stay as they are)"
+            )
+    for optimizer in {id(scheduler.optimizer): scheduler.optimizer for scheduler in schedulers}.values():
+        for group in optimizer.param_groups:
+            undo.callback(_set_rate, group, _copied(group["lr"]))
+            _set_rate(group, group["initial_lr"])
+    for scheduler in schedulers:  # several on one optimizer multiply: each starts from the last one's rate
+        undo.callback(_restore, scheduler, dict(vars(scheduler)))
+        scheduler.last_epoch = -1
+        scheduler._initial_step()
 
-    def restore() -> None:
-        vars(scheduler).clear()
-        vars(scheduler).update(saved)
-        for group, lr in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = lr
 
-    undo.callback(restore)
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"]
-    scheduler.last_epoch = -1
-    scheduler._initial_step()
+def _set_rate(group: dict[str, Any], lr: Any) -> None:
+    """A rate that is a tensor stays the same one: schedulers and compiled optimizers write into it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
+
+
+def _copied(lr: Any) -> Any:
+    return lr.clone() if isinstance(lr, Tensor) else lr
+
+
+def _restore(scheduler: LRScheduler, attributes: dict[str, Any]) -> None:
+    vars(scheduler).clear()
+    vars(scheduler).update(attributes)
