@@ -35,3 +35,5 @@ def test_state_that_does_not_start_at_zero_is_left_to_the_optimizer() -> None:
     assert new_moments(nadam, "zero") == {}
     assert new_moments(nadam, "copy") == nadam
     assert new_moments({"step": 3, "exp_avg": 1.0}, "zero") == {"step": 0, "exp_avg": 0.0}
+    unknown = {"step": 3, "state1": 7, "qmap1": 1.0}  # an 8-bit state and its code book
+    assert new_moments(unknown, "zero") == {}

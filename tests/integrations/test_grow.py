@@ -300,6 +300,32 @@ def test_pending_gradients_are_refused() -> None:
     aiether.grow(model, GrowthPlan.top(model, 3), optimizer=optimizers)
 
 
+class SlowWeights(torch.optim.SGD):
+    """Every second step it goes half-way back: its slow weights start where the tensor is, not at zero."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            if "slow" not in state:
+                state.update(slow=parameter.clone(), count=0)
+            state["count"] += 1
+            if state["count"] % 2 == 0:
+                parameter.copy_(state["slow"].lerp_(parameter, 0.5))
+
+
+def test_state_of_an_unknown_kind_starts_by_the_optimizers_own_rule() -> None:
+    model = tiny_model("llama", dropout=0.0)
+    optimizer = SlowWeights(model.parameters(), lr=1e-4)
+    train(model, [optimizer], 2)
+    report = aiether.grow(model, GrowthPlan.top(model, 3), optimizer=optimizer, moments="zero")
+    norms = [model.get_parameter(name).norm().item() for name in report.new_tensors]
+    train(model, [optimizer], 2)
+    after = [model.get_parameter(name).norm().item() for name in report.new_tensors]
+    assert after == pytest.approx(norms, rel=1e-2)
+
+
 class Hoarding(torch.optim.SGD):
     def __init__(self, params: list[nn.Parameter]) -> None:
         super().__init__(params, lr=1e-3)

@@ -20,7 +20,7 @@ from .migrate import (
     renames,
     training_family,
 )
-from .moments import NOT_FROM_ZERO, new_moments
+from .moments import FROM_ZERO, new_moments
 from .plan import (
     PLACEMENTS,
     GrowthPlan,
@@ -47,9 +47,9 @@ from .trigger import (
 
 __all__ = [
     "FAMILIES",
+    "FROM_ZERO",
     "GROWTH_PRESETS",
     "INITIALISERS",
-    "NOT_FROM_ZERO",
     "PLACEMENTS",
     "TRIGGERS",
     "BlockSource",

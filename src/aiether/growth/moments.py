@@ -11,9 +11,15 @@ from .config import Moments
 
 ParameterMoments = dict[str, Tensor | float | int]
 
-NOT_FROM_ZERO = frozenset({"mu_product", "mu", "eta", "step_size", "sum", "z"})
-"""Entries that are not zero before an optimizer's first step: NAdam's, ASGD's, Rprop's and Adagrad's, and the
-averaged weights of schedule-free optimizers."""
+FROM_ZERO = frozenset(
+    (
+        *("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer"),
+        *("square_avg", "grad_avg", "acc_delta", "row_var", "col_var", "variance"),
+        *("exp_avg_sq_row", "exp_avg_sq_col", "RMS"),
+    )
+)
+"""Entries that are zero before an optimizer's first step. Others may not be (NAdam's products, averaged or slow
+weights, preconditioners, the code book of an 8-bit state), and zeros there would spoil training silently."""
 
 
 def _clone(tensor: Tensor) -> Tensor:
@@ -29,13 +35,13 @@ def new_moments(
 ) -> ParameterMoments:
     """The state of a new tensor whose source has the state `source`.
 
-    `zero` gives zeros, or no entries at all where one of them does not start at zero: the optimizer then
+    `zero` gives zeros, or no entries at all where one of them is not known to start so: the optimizer then
     begins as it does with any tensor that it has not seen. `copy` gives copies, `reset` nothing. `zeros` and
     `copy` make the tensors.
     """
     if moments == "copy":
         return {key: copy(value) if isinstance(value, Tensor) else value for key, value in source.items()}
-    if moments == "reset" or source.keys() & NOT_FROM_ZERO:
+    if moments == "reset" or source.keys() - FROM_ZERO:
         return {}
     return {
         key: zeros(value) if isinstance(value, Tensor) else type(value)(0) for key, value in source.items()

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aiether.growth import NOT_FROM_ZERO, new_moments, renames
+from aiether.growth import FROM_ZERO, new_moments, renames
 
 from ._dcp import DistributedFolder, Entry, NewEntry, Place, write_distributed
 from ._grown import GrownTensors
@@ -70,14 +70,14 @@ def _others(
     if moments == "reset" and not is_setting:
         return {}
     own, *new = names[name]
-    if moments == "zero" and not is_setting and entry.key.rpartition(".")[2] in NOT_FROM_ZERO:
+    kind = entry.key.rpartition(".")[2]
+    if moments == "zero" and not is_setting and kind not in FROM_ZERO:
         raise ValueError(
-            f"{entry.key} in {folder.path} does not start at zero with this optimizer: take moments 'copy' "
-            "or 'reset'"
+            f"{entry.key} in {folder.path} is not known to start at zero: take moments 'copy' or 'reset'"
         )
     grown = {_renamed(entry.key, name, own): NewEntry(_moved(entry.place, name, own), entry.spec, read)}
     for fresh in new:
-        make = read if is_setting else partial(_new_moment, read, moments)
+        make = read if is_setting else partial(_new_moment, read, kind, moments)
         grown[_renamed(entry.key, name, fresh)] = NewEntry(_moved(entry.place, name, fresh), entry.spec, make)
     return grown
 
@@ -86,11 +86,12 @@ def _read(folder: DistributedFolder, entry: Entry) -> Any:
     return folder.tensor(entry.key) if entry.spec else folder.raw(entry.key)
 
 
-def _new_moment(read: Callable[[], Any], moments: Any) -> Any:
+def _new_moment(read: Callable[[], Any], kind: str, moments: Any) -> Any:
     value = read()
     if not isinstance(value, bytes):
-        return new_moments({"": value}, moments)[""]
-    return _saved(new_moments({"": torch.load(io.BytesIO(value), weights_only=True)}, moments)[""])
+        return new_moments({kind: value}, moments)[kind]
+    loaded = torch.load(io.BytesIO(value), weights_only=True)
+    return _saved(new_moments({kind: loaded}, moments)[kind])
 
 
 def _saved(value: Any) -> bytes:
