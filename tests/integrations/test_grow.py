@@ -277,6 +277,26 @@ def test_the_report_measures_the_batch_and_prints(init: Any) -> None:
     assert report.to_dict()["plan"]["depth_after"] == 4
 
 
+@pytest.mark.parametrize("kept", [0, 1, 4])
+def test_the_report_says_where_geometric_became_a_copy(kept: int) -> None:
+    model, optimizers = start()
+    trajectory = Trajectory(5)
+    for step in range(kept):
+        train(model, optimizers, 1)
+        trajectory.append(dict(model.named_parameters()), step)
+    report = aiether.grow(
+        model, GrowthPlan.top(model, 3, init="geometric"), optimizer=optimizers, trajectory=trajectory
+    )
+    notes = [note for note in report.notes if "give a trajectory" in note]
+    assert len(notes) == (kept < 3)
+    assert all(f"by copy: {kept} snapshots" in note for note in notes)
+
+
+def test_a_report_without_an_optimizer_says_so() -> None:
+    model = tiny_model("llama")
+    assert "no optimizer was given" in str(aiether.grow(model, GrowthPlan.top(model, 3), optimizer=None))
+
+
 def test_several_growths_in_a_row_train_on() -> None:
     model, optimizers = start("combined")
     for depth in (3, 6, 7):

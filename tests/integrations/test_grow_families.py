@@ -55,6 +55,31 @@ def test_a_family_grows_in_place_as_it_does_on_paper(case: FamilyCase) -> None:
     assert not [name for name in report.new_tensors if torch.equal(before[name], model.get_parameter(name))]
 
 
+class Adapter(nn.Module):
+    """A low-rank adapter beside a linear layer."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.base(hidden) + self.up(self.down(hidden))
+
+
+def test_zero_keeps_the_function_of_blocks_that_were_changed_after_a_first_look() -> None:
+    model: Any = FAMILY_TABLE[FAMILY_NAMES.index("mistral")].build(2)
+    assert "self_attn.o_proj.weight" in dict(family_of(model).identity)
+    for block in model.model.layers:
+        block.self_attn.o_proj = Adapter(block.self_attn.o_proj)
+    report = aiether.grow(
+        model, GrowthPlan.stack(model, 4, "zero"), optimizer=None, batch={"input_ids": TOKENS}
+    )
+    assert report.function is not None
+    assert report.function.relative_gap < 1e-10
+
+
 # -- modules without a library ------------------------------------------------------------------------------
 
 

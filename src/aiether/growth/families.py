@@ -163,7 +163,9 @@ def _find(source: Any, blocks: str | None, depth_key: str | None) -> Family:
         return registered
     if not hasattr(config, "to_json_string"):
         return _in_model(source, blocks, depth_key)
-    key = (type(source), _fingerprint(config), blocks, depth_key)
+    # The modules count too: adapters and exchanged layers do not stand in the configuration.
+    modules = tuple((path, type(m), *m._parameters) for path, m in source.named_modules())
+    key = (type(source), hash(modules), _fingerprint(config), blocks, depth_key)
     if key not in _KNOWN:
         _KNOWN[key] = _in_model(source, blocks, depth_key)
         if len(_KNOWN) > _MAX_KNOWN:

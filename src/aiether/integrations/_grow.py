@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -193,6 +194,7 @@ def grow_live(
         groups = _install_training(undo, optimizers, schedulers, tensors, migration, settings)
         new = tuple(name for key, name in tensors.name_now.items() if key not in names_before)
         _check_after(model, optimizers, new)
+        notes += _fallbacks(migration, new)
         if (note := compare_with_fresh(model, family, plan, config_before)) is not None:
             notes.append(note)
         function = None
@@ -313,6 +315,16 @@ def _check_after(model: nn.Module, optimizers: Sequence[Optimizer], new: Sequenc
         raise GrowthError("the growth made no new tensor")
     if optimizers:
         check_covers(model, optimizers)
+
+
+def _fallbacks(migration: Migration, new: Sequence[str]) -> list[str]:
+    measured = [migration.tensor_metrics.get(name, {}) for name in new]
+    found = Counter(entry["fallback"] for entry in measured if "fallback" in entry)
+    return [
+        f"{count} of {len(new)} new tensors are not initialised by {migration.plan.init!r} but by {reason}: "
+        "give a trajectory of this model"
+        for reason, count in found.items()
+    ]
 
 
 def _notes_before(

@@ -89,7 +89,10 @@ class GrowthReport:
             for change in self.groups
         ]
         warm = f" over {self.rewarm_steps} steps" if self.lr_policy.startswith("rewarm") else ""
-        lines.append(f"moments of new tensors: {self.moments}; learning rate: {self.lr_policy}{warm}")
+        if self.groups:
+            lines.append(f"moments of new tensors: {self.moments}; learning rate: {self.lr_policy}{warm}")
+        else:
+            lines.append("no optimizer was given: nothing trains the new tensors yet")
         if self.function is not None:
             lines.append(
                 f"function gap {self.function.gap:.4g} ({self.function.relative_gap:.2%} of the output)"
