@@ -352,9 +352,16 @@ class Hoarding(torch.optim.SGD):
         self.own = AdamW(params, lr=1e-3)
 
 
+class Listing(torch.optim.SGD):
+    def __init__(self, params: list[nn.Parameter]) -> None:
+        super().__init__(params, lr=1e-3)
+        self.by_group = [{"tensors": list(group["params"])} for group in self.param_groups]
+
+
 @pytest.mark.parametrize(
     ("build", "says"),
     [
+        (lambda m: Listing(list(m.parameters())), "'by_group'"),
         (lambda m: torch.optim.LBFGS(m.parameters()), "'_params'"),
         (lambda m: Hoarding(list(m.parameters())), "give the parts"),
         (lambda m: object(), "torch.optim.Optimizer"),

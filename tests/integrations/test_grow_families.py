@@ -11,9 +11,10 @@ import torch
 from tests.families import FAMILY_NAMES, FAMILY_TABLE, VOCAB, FamilyCase
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 import aiether
-from aiether import GrowthConfig, GrowthPlan
+from aiether import GrowthConfig, GrowthError, GrowthPlan
 from aiether.growth import TrainingState, family_of
 from aiether.integrations._blocks import block_list
 from aiether.integrations._model import build_model
@@ -78,6 +79,35 @@ def test_zero_keeps_the_function_of_blocks_that_were_changed_after_a_first_look(
     )
     assert report.function is not None
     assert report.function.relative_gap < 1e-10
+
+
+def test_zero_that_does_not_keep_the_function_is_undone() -> None:
+    model: Any = FAMILY_TABLE[FAMILY_NAMES.index("llama")].build(2)
+    incomplete = family_of(model, output_projections=("mlp.down_proj",))
+    plan, batch = GrowthPlan.stack(model, 4, "zero"), {"input_ids": TOKENS}
+    with pytest.raises(GrowthError, match="did not keep the model's function"):
+        aiether.grow(model, plan, optimizer=None, batch=batch, family=incomplete)
+    assert len(model.model.layers) == model.config.num_hidden_layers == 2
+
+
+def test_of_an_encoder_and_a_decoder_the_named_one_grows_or_the_reason_is_given() -> None:
+    sizes: dict[str, Any] = {"vocab_size": VOCAB, "d_model": 16, "decoder_start_token_id": 0}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    widths = {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "encoder_layers": 2, "decoder_layers": 2}
+    tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "forced_eos_token_id": None}
+    bart = BartForConditionalGeneration(BartConfig(**sizes, **heads, **widths, **tokens)).eval()
+    path = "model.decoder.layers"
+    with pytest.raises(GrowthError, match="depth_key="):
+        aiether.grow(bart, GrowthPlan.top(2, 3), optimizer=None, family=family_of(bart, blocks=path))
+    family = family_of(bart, blocks=path, depth_key="decoder_layers")
+    aiether.grow(bart, GrowthPlan.interleave(2, 4, "noise"), optimizer=None, family=family)
+    assert (bart.config.encoder_layers, bart.config.decoder_layers) == (2, 4)
+
+    t5 = T5ForConditionalGeneration(T5Config(**sizes, d_kv=8, d_ff=24, num_layers=2, num_heads=2))
+    family = family_of(t5, blocks="decoder.block", depth_key="num_decoder_layers")
+    with pytest.raises(GrowthError, match="still states 2 layers"):  # its configuration is a copy
+        aiether.grow(t5, GrowthPlan.top(2, 4), optimizer=None, family=family)
+    assert (len(t5.decoder.block), t5.config.num_decoder_layers) == (2, 2)
 
 
 # -- modules without a library ------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ FROM_ZERO = frozenset(
         *("exp_avg_sq_row", "exp_avg_sq_col", "RMS"),
     )
 )
-"""Entries that are zero before an optimizer's first step. Others may not be (NAdam's products, averaged or slow
-weights, preconditioners, the code book of an 8-bit state), and zeros there would spoil training silently."""
+"""Entries that are zero before an optimizer's first step. Others may not be (NAdam's products, averaged or
+slow weights, preconditioners, the code book of an 8-bit state): zeros there would spoil training silently."""
 
 
 def _clone(tensor: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ from ._grow_optimizer import (
     moments_of,
     unwrap_optimizers,
 )
-from ._grow_report import GrowthReport, LossFn, function_change, measure
+from ._grow_report import FunctionChange, GrowthReport, LossFn, function_change, measure
 from ._lr_policy import Rewarm, check_rewarm, restart_schedulers
 from ._refuse import check_in_place, check_unwrapped
 from ._structure import compare_with_fresh
@@ -200,6 +200,7 @@ def grow_live(
         function = None
         if measured is not None:
             function = function_change(measured, measure(model, batch, loss_fn))
+            _check_function(plan, function)
         compile_likewise(made, {layer: sources[plan.layers[layer].source] for layer in made}, compile_block)
         rewarm = _rewarm(model, optimizers, new, settings)
         undo.pop_all()
@@ -315,6 +316,16 @@ def _check_after(model: nn.Module, optimizers: Sequence[Optimizer], new: Sequenc
         raise GrowthError("the growth made no new tensor")
     if optimizers:
         check_covers(model, optimizers)
+
+
+def _check_function(plan: GrowthPlan, function: FunctionChange) -> None:
+    """`zero` adds exact zeros: a gap beyond rounding says that something else writes into the stream."""
+    if plan.init == "zero" and not function.relative_gap <= 1e-3:
+        raise GrowthError(
+            f"init 'zero' did not keep the model's function (gap {function.relative_gap:.2%} of the output): "
+            "a block writes into the residual stream by more than the family names (an adapter, a patched "
+            "forward); name all of it, family_of(model, output_projections=(...)), or choose another init"
+        )
 
 
 def _fallbacks(migration: Migration, new: Sequence[str]) -> list[str]:

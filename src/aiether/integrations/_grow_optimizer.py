@@ -7,7 +7,7 @@ which torch loads by position, then fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,9 +61,7 @@ def _check_growable(optimizer: Optimizer) -> None:
     for attribute, value in vars(optimizer).items():
         if attribute in ("param_groups", "state", "defaults"):
             continue
-        items = (
-            list(value.values() if isinstance(value, Mapping) else value) if _is_container(value) else [value]
-        )
+        items = list(_contents(value, skipped={id(group) for group in optimizer.param_groups}))
         if any(isinstance(item, Tensor) and id(item) in held for item in items):
             raise ValueError(
                 f"{name} keeps its tensors in {attribute!r} as well as in its groups, so it cannot take new "
@@ -77,8 +75,15 @@ def _check_growable(optimizer: Optimizer) -> None:
                 )
 
 
-def _is_container(value: Any) -> bool:
-    return isinstance(value, list | tuple | set | Mapping)
+def _contents(value: Any, skipped: set[int], depth: int = 4) -> Iterator[Any]:
+    """What lies in nested containers; the optimizer's own groups (`skipped`) grow wherever they stand."""
+    if id(value) in skipped or not depth:
+        return
+    if not isinstance(value, list | tuple | set | Mapping):
+        yield value
+        return
+    for inner in value.values() if isinstance(value, Mapping) else value:
+        yield from _contents(inner, skipped, depth - 1)
 
 
 def _borrows(inner: Optimizer, outer: Optimizer) -> bool:

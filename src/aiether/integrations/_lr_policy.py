@@ -45,8 +45,8 @@ class SlowedTensors:
 
 
 _SCHEDULED: WeakKeyDictionary[Optimizer, list[Any]] = WeakKeyDictionary()
-"""During a step, the learning rates that it began with. Where several re-warms overlap (two growths soon after
-each other) all scale the rates, and whichever is first to clean up puts the schedule's own back."""
+"""During a step, the learning rates that it began with. Where several re-warms overlap (two growths soon
+after each other) all scale the rates, and whichever is first to clean up puts the schedule's own back."""
 
 
 class Rewarm:
@@ -80,8 +80,8 @@ class Rewarm:
         parameters, names = dict(model.named_parameters()), tuple(tensors)
         if unknown := [name for name in names if name not in parameters]:
             raise ValueError(
-                f"the model has no tensor {unknown[0]!r} to re-warm: give the bare grown model, as it was when "
-                "the re-warm was saved"
+                f"the model has no tensor {unknown[0]!r} to re-warm: give the bare grown model, as it was "
+                "when the re-warm was saved"
             )
         new = {id(parameters[name]) for name in names}
         self._model, self._new = model, new

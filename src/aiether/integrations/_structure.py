@@ -48,7 +48,11 @@ def compare_with_fresh(model: nn.Module, family: Family, plan: GrowthPlan, confi
     live_blocks = list(block_list(model, family).children())
     fresh_blocks = list(block_list(fresh, family).children())
     if len(live_blocks) != len(fresh_blocks):
-        raise GrowthError(f"a fresh model has {len(fresh_blocks)} layers, the grown one {len(live_blocks)}")
+        raise GrowthError(
+            f"a fresh model has {len(fresh_blocks)} layers in {family.blocks!r}, the grown one "
+            f"{len(live_blocks)}: {family.depth_key!r} is not the number of these layers; name the setting "
+            "that is, family_of(model, blocks=..., depth_key=...)"
+        )
     check_blocks_match(small, fresh, plan, family)
     _compare_layers(live_blocks, fresh_blocks)
     _compare_shapes(model, fresh)
@@ -95,6 +99,14 @@ def _compare_depth(model: nn.Module, fresh: nn.Module, family: Family, before: i
     for path, module in fresh.named_modules():
         if f"{path}.".startswith(f"{family.blocks}.") or path not in modules:
             continue
-        for name, value in vars(module).items():
-            if type(value) is int and value == after and vars(modules[path]).get(name) == before:
-                raise GrowthError(f"{path or 'the model'!r} still states {before} layers in {name!r}")
+        places = [(vars(modules[path]), vars(module))]
+        if isinstance(module, PreTrainedModel):  # an encoder or decoder may have a configuration of its own
+            own: Any = modules[path]
+            places.append((own.config.to_dict(), module.config.to_dict()))
+        for live, expected in places:
+            for name, value in expected.items():
+                if type(value) is int and value == after and live.get(name) == before:
+                    raise GrowthError(
+                        f"{path or 'the model'!r} still states {before} layers in {name!r}: it cannot grow in "
+                        "place; aiether.migrate its state and build the grown model anew"
+                    )
