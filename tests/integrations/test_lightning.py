@@ -116,8 +116,7 @@ def fit(
 def test_a_run_that_crashed_after_a_growth_resumes_to_the_same_bits(tmp_path: Path, frozen: bool) -> None:
     whole, callback, _ = fit(tmp_path / "whole", growth(init="geometric"), module=Module(frozen=frozen))
     assert [report.plan.depth_after for report in callback.reports] == [4]
-    assert callback.rewarm is not None
-    assert callback.rewarm.finished
+    assert [rewarm.finished for rewarm in callback.rewarms] == [True]
     with pytest.raises(Crash):
         fit(tmp_path / "cut", growth(init="geometric"), At(7, crash), module=Module(frozen=frozen))
     for step in (4, 6):  # the growth is due at 4 and not done yet; in the midst of the re-warm
@@ -131,6 +130,16 @@ def test_a_run_that_crashed_after_a_growth_resumes_to_the_same_bits(tmp_path: Pa
         trains = [p.requires_grad for p in again.model.parameters()]
         assert trains == [p.requires_grad for p in whole.model.parameters()]
         assert (False in trains) == frozen
+
+
+def test_a_run_cut_while_two_rewarms_overlap_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    twice = growth(growth_fractions=(0.3, 0.5), grow_by=1, rewarm_steps=6)
+    whole, callback, _ = fit(tmp_path / "whole", twice)
+    assert [report.plan.depth_after for report in callback.reports] == [3, 4]
+    with pytest.raises(Crash):
+        fit(tmp_path / "cut", twice, At(7, crash))
+    again, _, _ = fit(tmp_path / "cut", twice, ckpt=6)
+    assert same(dict(again.state_dict()), dict(whole.state_dict()))
 
 
 def test_what_was_thawed_stays_so_after_a_resume(tmp_path: Path) -> None:

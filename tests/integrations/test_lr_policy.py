@@ -132,7 +132,8 @@ def test_several_optimizers_rewarm_each_by_its_own_steps_and_can_be_stopped() ->
 def test_overlapping_rewarms_leave_the_schedule_alone(second: LrPolicy) -> None:
     model = tiny_model("llama", dropout=0.0)
     optimizer, used = SGD(model.parameters(), lr=LR), []
-    for depth, policy in ((3, "rewarm_all"), (4, second)):
+    policies: list[LrPolicy] = ["rewarm_all", second]
+    for depth, policy in zip((3, 4), policies, strict=True):
         aiether.grow(
             model, GrowthPlan.top(model, depth), optimizer=optimizer, lr_policy=policy, rewarm_steps=4
         )

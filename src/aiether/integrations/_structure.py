@@ -107,6 +107,6 @@ def _compare_depth(model: nn.Module, fresh: nn.Module, family: Family, before: i
             for name, value in expected.items():
                 if type(value) is int and value == after and live.get(name) == before:
                     raise GrowthError(
-                        f"{path or 'the model'!r} still states {before} layers in {name!r}: it cannot grow in "
-                        "place; aiether.migrate its state and build the grown model anew"
+                        f"{path or 'the model'!r} still states {before} layers in {name!r}: it cannot grow "
+                        "in place; aiether.migrate its state and build the model anew"
                     )

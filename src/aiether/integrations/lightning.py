@@ -40,7 +40,8 @@ from ._lr_policy import Rewarm
 class GrowthCallback(Callback):
     """Grows `pl_module.model` when the trigger says so, between two batches.
 
-    `reports` lists what was done in this process; `rewarm` is the re-warm under way, if there is one.
+    `reports` lists what was done in this process; `rewarms` are the re-warms under way (more than one
+    where growths follow each other soon).
 
     Parameters
     ----------
@@ -83,7 +84,7 @@ class GrowthCallback(Callback):
         self.compile_block = compile_block
         self.controller: GrowthController | None = None
         self.reports: list[GrowthReport] = []
-        self.rewarm: Rewarm | None = None
+        self.rewarms: list[Rewarm] = []
         self._plans: list[GrowthPlan] = []
         self._pending: GrowthPlan | None = None
         self._restored: Mapping[str, Any] | None = None
@@ -122,8 +123,9 @@ class GrowthCallback(Callback):
             snapshots = self._restored["snapshots"]
             device = next(model.parameters()).device
             self.controller.load_state_dict(self._restored["controller"], snapshots.__getitem__, device)
-            if self._restored["rewarm"] is not None:
-                self.rewarm = Rewarm.resume(model, trainer.optimizers, self._restored["rewarm"])
+            self.rewarms = [
+                Rewarm.resume(model, trainer.optimizers, state) for state in self._restored["rewarms"]
+            ]
             self._restored = None
         self._steps_seen = trainer.global_step
 
@@ -171,7 +173,7 @@ class GrowthCallback(Callback):
             "pending": None if self._pending is None else self._pending.to_dict(),
             "controller": self.controller.state_dict(),
             "snapshots": {step: dict(trajectory.snapshot_items(step)) for step in trajectory.steps},
-            "rewarm": None if self.rewarm is None else self.rewarm.state_dict(),
+            "rewarms": [rewarm.state_dict() for rewarm in self.rewarms if not rewarm.finished],
         }
 
     def on_save_checkpoint(
@@ -218,7 +220,7 @@ class GrowthCallback(Callback):
             step=trainer.global_step,
             compile_block=self.compile_block,
         )
-        self.rewarm = report.rewarm
+        self.rewarms = [one for one in (*self.rewarms, report.rewarm) if one and not one.finished]
         self.reports.append(report)
         self._plans.append(plan)
 
