@@ -207,7 +207,8 @@ def test_never_never_grows() -> None:
     ],
 )
 def test_limits_hold_for_every_trigger(trigger, changes: dict, settings: dict, reason: str | None) -> None:
-    config = GrowthConfig(trigger=trigger, pg_patience=1, pg_threshold=1.0, warmup_steps=0, **settings)
+    at_once = {"pg_patience": 1, "pg_threshold": 1.0, "warmup_steps": 0, "lag_interval": 1}
+    config = GrowthConfig(trigger=trigger, **at_once, **settings)
     state = TriggerState(eval_losses=(3.0, 3.0), due_steps=(1,))
     _, decision = decide(config, state, observe(**{"step": 500, "metrics": measured(*STAGNANT), **changes}))
     assert decision.grow == (reason is None)

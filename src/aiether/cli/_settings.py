@@ -81,6 +81,10 @@ GROUPS: dict[str, dict[str, str]] = {
         "collect_interval_steps": "Steps between snapshots.",
         "growth_fractions": "Trigger fixed: the fractions of the steps at which the model grows.",
         "latest_growth": "No growth after this fraction of the steps.",
+        "lag_interval": "Trigger lag: evaluations between two probes.",
+        "lag_steps": "Steps that each grown fork of a probe trains; the one that stays gets as many FLOPs.",
+        "lag_candidates": "What a probe tries, as in stack/copy interleave/zero. None: trigger lag tries "
+        "placement/init, other triggers nothing. Named, they decide the form of other triggers' growths.",
         "dry_run": "Measure and decide, and never grow; `aiether triggers` then says when each trigger "
         "would have.",
         "snapshot_storage": "Where snapshots are kept: on the device, in host memory or on disk.",

@@ -6,6 +6,7 @@ from .config import GrowthConfig, LrPolicy, Moments
 from .controller import GrowthController
 from .families import FAMILIES, Family, block_tensors, family_of
 from .initialise import INITIALISERS, BlockSource, initialise_output_projections
+from .lag import Candidate, Trial, trial_steps
 from .lineage import LayerRecord, Lineage
 from .lr_policy import LrFactors, lr_factors
 from .matching import check_blocks_match, index_attributes
@@ -53,6 +54,7 @@ __all__ = [
     "PLACEMENTS",
     "TRIGGERS",
     "BlockSource",
+    "Candidate",
     "Decision",
     "Family",
     "GrowthConfig",
@@ -69,6 +71,7 @@ __all__ = [
     "Phases",
     "PlanPlacement",
     "TrainingState",
+    "Trial",
     "TriggerState",
     "block_tensors",
     "check_blocks_match",
@@ -93,4 +96,5 @@ __all__ = [
     "relative_improvement",
     "renames",
     "training_family",
+    "trial_steps",
 ]

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ..geometry import Extrapolator
 
-TriggerName = Literal["geometric", "plateau", "fixed", "random", "never"]
+TriggerName = Literal["geometric", "plateau", "lag", "fixed", "random", "never"]
 Placement = Literal["stack", "interleave", "top", "front"]
 Initialiser = Literal["geometric", "copy", "zero", "random", "noise"]
 Moments = Literal["zero", "copy", "reset"]
@@ -23,6 +23,8 @@ _POSITIVE = (
     "unfreeze_interval_steps",
     "isolated_lr_scale",
     "rewarm_steps",
+    "lag_steps",
+    "lag_interval",
     "pg_threshold",
     "tau_crit",
     "kappa_crit",
@@ -61,6 +63,10 @@ class GrowthConfig:
     collect_interval_steps: optimizer steps between two snapshots.
     growth_fractions: for trigger `fixed`, the fractions of the budget at which the model grows.
     latest_growth: no growth after this fraction of the budget.
+    lag_interval: for trigger `lag`, evaluations between two probes.
+    lag_steps: optimizer steps that each grown fork of a probe trains.
+    lag_candidates: what a probe tries, each "placement/init"; empty: `placement` and `init` alone for trigger
+        `lag`, and no probe for other triggers. With a list these choose the form of their growths by a probe.
     dry_run: decide and measure as usual, and never grow; the record then says when each trigger would have.
     placement, grow_by, grow_to: where new layers go and how many; explicit target depths in `grow_to` win.
     max_layers: the planned final depth; None lets `planned_depth` derive it.
@@ -88,6 +94,9 @@ class GrowthConfig:
     collect_interval_steps: int = 100
     growth_fractions: tuple[float, ...] = (0.2, 0.5)
     latest_growth: float = 0.8
+    lag_interval: int = 5
+    lag_steps: int = 20
+    lag_candidates: tuple[str, ...] = ()
     dry_run: bool = False
     placement: Placement = "front"
     grow_by: int | Literal["double", "max"] = 1
@@ -136,6 +145,7 @@ class GrowthConfig:
                 "choose protocol 'none', or lr_policy 'unchanged'"
             )
         self._validate_growth_fractions()
+        self._validate_lag_candidates()
         self._validate_depths()
 
     def _validate_choices(self) -> None:
@@ -167,6 +177,18 @@ class GrowthConfig:
                 f"growth_fractions ends at {fractions[-1]}, after latest_growth ({self.latest_growth}): "
                 "move the last growth forward or raise latest_growth"
             )
+
+    def _validate_lag_candidates(self) -> None:
+        placements, inits = get_args(Placement), get_args(Initialiser)
+        for candidate in self.lag_candidates:
+            placement, _, init = candidate.partition("/")
+            if placement not in placements or init not in inits:
+                raise ValueError(
+                    f"lag_candidates holds {candidate!r}: a placement ({', '.join(placements)}), a slash and "
+                    f"an initialiser ({', '.join(inits)}) are meant, as in stack/copy"
+                )
+        if len(set(self.lag_candidates)) < len(self.lag_candidates):
+            raise ValueError(f"lag_candidates is {' '.join(self.lag_candidates)}: name each candidate once")
 
     def _validate_depths(self) -> None:
         if any(depth < 1 for depth in self.grow_to) or list(self.grow_to) != sorted(set(self.grow_to)):
@@ -212,6 +234,21 @@ class GrowthConfig:
             center=self.center,
             escape=self.escape,
         )
+
+    def forms(self) -> tuple[tuple[Placement, Initialiser], ...]:
+        """(placement, init) of each growth that may be carried out: several where a probe chooses."""
+        pairs: Any = [tuple(candidate.split("/")) for candidate in self.lag_candidates]
+        return tuple(pairs) or ((self.placement, self.init),)
+
+    @property
+    def probes(self) -> bool:
+        """Whether a growth is chosen by a probe: forks of the model, each trained a little."""
+        return self.trigger == "lag" or (bool(self.lag_candidates) and self.trigger != "never")
+
+    @property
+    def extrapolates(self) -> bool:
+        """Whether a growth may start from the trajectory, which is then to be kept."""
+        return self.trigger != "never" and any(init == "geometric" for _, init in self.forms())
 
     @property
     def protocol_steps(self) -> int:

@@ -5,7 +5,8 @@ Everything it knows can be written down (`state_dict`) and restored exactly (`lo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..geometry import GeometryMetrics, Trajectory, metrics_from_gram
 from .config import MIN_SNAPSHOTS, GrowthConfig
 from .families import Family, block_tensors
+from .lag import Candidate, Trial, candidates, verdict
 from .lineage import Lineage
 from .lr_policy import LrFactors, lr_factors
 from .migrate import Migration, TrainingState, migrate
@@ -31,7 +33,8 @@ class GrowthController:
 
     A driver calls, after each optimizer step, `snapshot` where `wants_snapshot` says so; `evaluate` once for
     each evaluation; and `grow` with the plan of a decision to grow. Between growths it follows `trainable`,
-    `lr_factors`, `restart_step` and `next_phase_step`.
+    `lr_factors`, `restart_step` and `next_phase_step`. Where a decision says `probe`, the driver tries
+    `candidates` on forks of the model and takes the decision that `settle` draws from the outcome.
 
     Parameters
     ----------
@@ -98,10 +101,14 @@ class GrowthController:
         """
         measures = self.config.trigger == "geometric" or self.config.dry_run
         watched = self._scope() if measures else frozenset()
-        if self.config.init == "geometric" and self.config.trigger != "never":
-            plan = self._next_plan()
-            watched |= plan.sources if plan else frozenset()
+        if self.config.extrapolates:
+            plans = (candidate.plan for candidate in self.candidates())
+            watched |= {s for p in plans if p and p.init == "geometric" for s in p.sources}
         return watched
+
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The ways to go on that a probe would try now; empty at the final depth."""
+        return candidates(self.config, self.depth, final_depth=self.final_depth)
 
     def _next_plan(self) -> GrowthPlan | None:
         return plan_growth(self.config, self.depth, final_depth=self.final_depth)
@@ -178,9 +185,20 @@ class GrowthController:
                 self.config, self.trigger_state, self._observe(step, eval_loss, metrics)
             )
         self.last_metrics = _row(metrics, self.trigger_state.stagnation, len(self.trajectory))
-        if self.config.dry_run and decision.grow:
-            return Decision(False, f"dry run: the model would grow now ({decision.reason})")
-        return replace(decision, plan=self._next_plan()) if decision.grow else decision
+        if not decision.grow:
+            return decision
+        if self.config.trigger == "lag":
+            return Decision(False, decision.reason, probe=True)
+        if self.config.dry_run:
+            return _only_said(decision)
+        if self.config.probes:
+            return Decision(False, decision.reason, probe=True)
+        return replace(decision, plan=self._next_plan())
+
+    def settle(self, tried: Sequence[Candidate], trials: Sequence[Trial]) -> tuple[str, Decision]:
+        """What a probe has decided: the winner's name, and the decision (none to grow in a dry run)."""
+        name, decision = verdict(tried, trials)
+        return name, _only_said(decision) if self.config.dry_run and decision.grow else decision
 
     def _observe(self, step: int, eval_loss: float, metrics: GeometryMetrics | None) -> Observation:
         return Observation(
@@ -200,7 +218,14 @@ class GrowthController:
 
         If the migration raises, the controller is unchanged.
         """
-        migration = migrate(
+        migration = self.preview(state, plan)
+        self._advance(plan, state.step)
+        self.trajectory.clear()
+        return migration
+
+    def preview(self, state: TrainingState, plan: GrowthPlan) -> Migration:
+        """What `grow` would make of `state`; the controller stays as it is."""
+        return migrate(
             state,
             plan,
             growth=self.config,
@@ -208,13 +233,24 @@ class GrowthController:
             final_depth=self.final_depth,
             seed=self.seed,
         )
-        lineage = self.lineage.grow(plan, state.step)
-        self.trajectory.clear()
-        self.trigger_state = self.trigger_state.after_growth(state.step)
-        self.lineage = lineage
+
+    def _advance(self, plan: GrowthPlan, step: int) -> None:
+        self.lineage = self.lineage.grow(plan, step)
+        self.trigger_state = self.trigger_state.after_growth(step)
         if self.config.protocol == "report":
-            self._phases = (*self._phases, Phases.after(plan, state.step, self.config))
-        return migration
+            self._phases = (*self._phases, Phases.after(plan, step, self.config))
+
+    def fork(self, plan: GrowthPlan | None, step: int) -> GrowthController:
+        """A controller for a fork of the model that grew by `plan` at `step` (None: did not grow).
+
+        It follows the protocol and the learning rate as the run's own would, and has no history: the run's
+        snapshots are neither shared nor copied.
+        """
+        other = copy.copy(self)
+        other.trajectory = Trajectory(self.config.history_window_size)
+        if plan is not None:
+            other._advance(plan, step)
+        return other
 
     # The protocol after a growth
 
@@ -320,6 +356,10 @@ class GrowthController:
             directory=self._directory,
             device=device,
         )
+
+
+def _only_said(decision: Decision) -> Decision:
+    return Decision(False, f"dry run: the model would grow now ({decision.reason})")
 
 
 def _row(metrics: GeometryMetrics | None, stagnation: int, num_snapshots: int) -> dict[str, Any]:

@@ -31,11 +31,15 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Firing:
-    """What a trigger would have done: the step of its first growth (None: none), and why (or why not yet)."""
+    """What a trigger would have done: the step of its first growth (None: none), and why (or why not yet).
+
+    `asked` is False for a trigger that a record cannot answer for.
+    """
 
     trigger: TriggerName
     step: int | None
     reason: str
+    asked: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,8 @@ def first_firing(
     ----------
     total_steps, final_depth, seed: of the run, as its controller had them.
     """
+    if config.trigger == "lag":
+        return Firing("lag", None, "it trains forks of the model, which no record holds", asked=False)
     state = TriggerState.start(
         config, depth=stretch.depth, final_depth=final_depth, total_steps=total_steps, seed=seed
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..geometry import GeometryMetrics
 from .config import MIN_SNAPSHOTS, GrowthConfig, TriggerName
-from .plan import GrowthPlan, depth_schedule, planned_depth
+from .plan import GrowthPlan, depth_schedule, next_depth, planned_depth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +95,15 @@ class TriggerState:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether to grow now, why or why not, and (from the controller) the plan."""
+    """Whether to grow now, why or why not, and (from the controller) the plan.
+
+    `probe`: whether and how is to be found out first, on forks of the model.
+    """
 
     grow: bool
     reason: str
     plan: GrowthPlan | None = None
+    probe: bool = False
 
 
 Trigger = Callable[[GrowthConfig, TriggerState, Observation], tuple[TriggerState, Decision]]
@@ -129,11 +133,20 @@ def _limit(config: GrowthConfig, obs: Observation) -> str | None:
         return f"too late: past {config.latest_growth:.0%} of {obs.total_steps} steps (latest_growth)"
     if obs.step >= obs.total_steps:
         return "too late: no step is left to train new layers"
+    if config.probes and obs.step + _longest_trial(config, obs) >= obs.total_steps:
+        return f"too late: a probe of {config.lag_steps} steps would outlast the run (lag_steps)"
     if config.protocol_steps and obs.step + config.protocol_steps >= obs.total_steps:
         return (
             f"too late: {config.protocol_steps} steps of isolated warm-up would not end before the run does"
         )
     return None
+
+
+def _longest_trial(config: GrowthConfig, obs: Observation) -> int:
+    """Most steps that a fork of a probe may train: staying costs less a step, and gets more of them."""
+    to_layers = next_depth(config, obs.depth, final_depth=obs.final_depth)
+    assert to_layers is not None
+    return math.ceil(config.lag_steps * to_layers / obs.depth)
 
 
 def _step_at(fraction: float, total_steps: int) -> int:
@@ -157,6 +170,7 @@ def growth_warnings(config: GrowthConfig, *, total_steps: int, depth: int | None
     first = {
         "geometric": max(config.warmup_steps, history),
         "plateau": config.warmup_steps,
+        "lag": config.warmup_steps,
         "fixed": _step_at(config.growth_fractions[0], total_steps) if config.growth_fractions else 0,
         "random": min(config.warmup_steps, _step_at(config.latest_growth, total_steps)),
     }[config.trigger]
@@ -169,7 +183,7 @@ def growth_warnings(config: GrowthConfig, *, total_steps: int, depth: int | None
             f"{f'the last at {last}' if last > 0 else 'and its warm-up would outlast the run'}; "
             "train longer, or lower warmup_steps, collect_interval_steps or isolated_warmup_steps"
         ]
-    if config.init == "geometric" and first < history:
+    if config.extrapolates and first < history:
         return [
             f"a growth at step {first} would find fewer than {MIN_SNAPSHOTS} snapshots (one every "
             f"{config.collect_interval_steps} steps) and copy: lower collect_interval_steps"
@@ -252,6 +266,19 @@ def _plateau(config: GrowthConfig, state: TriggerState, obs: Observation) -> tup
     return state, _warming_up(config, obs) or _loss_verdict(config, state)
 
 
+def _lag(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple[TriggerState, Decision]:
+    """When to ask; the answer is the probe's (`aiether.growth.lag`)."""
+    if early := _warming_up(config, obs):
+        return state, early
+    since = len(state.eval_losses)
+    if since % config.lag_interval:
+        due = since + config.lag_interval - since % config.lag_interval
+        return state, Decision(
+            False, f"{since} evaluations since the last growth, a probe is due after {due}"
+        )
+    return state, Decision(True, f"a probe was due after {since} evaluations since the last growth")
+
+
 def draw_steps(config: GrowthConfig, count: int, total_steps: int, seed: int) -> tuple[int, ...]:
     """`count` rising steps, uniform from `warmup_steps` to the latest growth, drawn from the seed."""
     latest = _step_at(config.latest_growth, total_steps)
@@ -276,6 +303,7 @@ def _never(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple
 TRIGGERS: dict[TriggerName, Trigger] = {
     "geometric": _geometric,
     "plateau": _plateau,
+    "lag": _lag,
     "fixed": _scheduled,
     "random": _scheduled,
     "never": _never,

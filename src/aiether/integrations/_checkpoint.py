@@ -47,6 +47,7 @@ class RunRecord:
     loss_window: dict[str, float] | None = None  # training loss summed since the last training row
     pending_event: dict[str, Any] | None = None  # a growth whose loss after it is not measured yet
     new_layers: list[int] = field(default_factory=list)
+    pending_probe: dict[str, Any] | None = None  # forks to be tried here: the evaluation that called for them
     pending_evaluation: bool = False  # the evaluation of this step was cut short, and is to be done again
     skips: list[dict[str, Any]] = field(default_factory=list)  # steps whose batch is not used, as events
     snapshot_steps: list[int] = field(default_factory=list)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from transformers import TrainingArguments
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _OS_ERROR = re.compile(r"os error (\d+)")  # how safetensors reports what the system said
@@ -64,6 +65,22 @@ def disk_full(error: BaseException, what: str, folder: Path, checkpoint: Path | 
     return RunFault(
         f"{what} could not be written ({reason}; {size(shutil.disk_usage(there).free)} are free in {there})",
         "Free some space there",
+        checkpoint,
+    )
+
+
+def out_of_memory(
+    where: str, said: str, args: TrainingArguments, window_on_device: bool, checkpoint: Path | None
+) -> OutOfMemory:
+    """The fault for what ran out of memory at `where`; `said` is the allocator's message."""
+    return OutOfMemory(
+        f"{where} ran out of memory ({said.split('. ')[0][:200]})",
+        less_memory(
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            bf16=args.bf16,
+            window_on_device=window_on_device,
+        ),
         checkpoint,
     )
 

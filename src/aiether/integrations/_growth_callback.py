@@ -18,7 +18,7 @@ from ._checkpoint import CheckpointStore, RunRecord, to_json
 from ._model import frozen_names, grow_model
 from ._optimizer_state import capture_moments, scheduler_state, unwrap_optimizer
 from ._quiet import without_progress_bars
-from ._verify import check_blocks, check_one_device
+from ._verify import check_blocks, check_one_device, refuse_probes
 
 logger = logging.get_logger("aiether")
 
@@ -40,6 +40,7 @@ class GrowthCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model = kwargs["model"]
+        refuse_probes(self.growth)
         check_one_device(args)
         check_blocks(model, family_of(model))
         depth = model.config.num_hidden_layers

@@ -30,7 +30,7 @@ from ._checkpoint import Moments
 
 def build_model(previous: PreTrainedModel, state: TrainingState) -> PreTrainedModel:
     """A fresh model of the previous one's class that holds exactly `state` (names and shapes are checked)."""
-    config = _with_settings(previous.config, state.config)
+    config = with_settings(previous.config, state.config)
     with torch.random.fork_rng(), torch.device(previous.device):
         model = type(previous)(config)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -43,7 +43,7 @@ def build_model(previous: PreTrainedModel, state: TrainingState) -> PreTrainedMo
     return model.train(previous.training)
 
 
-def _with_settings(config: PreTrainedConfig, settings: Mapping[str, Any]) -> PreTrainedConfig:
+def with_settings(config: PreTrainedConfig, settings: Mapping[str, Any]) -> PreTrainedConfig:
     """A copy of a configuration in which what differs from `settings` is set to them."""
     changed, before = copy.deepcopy(config), config.to_dict()
     for key, value in settings.items():
@@ -63,7 +63,7 @@ def check_plan_fits(model: PreTrainedModel, plan: GrowthPlan, family: Family) ->
     grown = grow_config(model.config.to_dict(), plan, family)
     with torch.random.fork_rng(), torch.device("meta"):
         before = type(model)(copy.deepcopy(model.config))
-        after = type(model)(_with_settings(model.config, grown))
+        after = type(model)(with_settings(model.config, grown))
     check_blocks_match(before, after, plan, family)
 
 
@@ -81,16 +81,31 @@ def grow_model(
 ) -> Growth:
     """Migrate a live model's state and build the grown model around it; the old model stays as it is."""
     check_plan_fits(model, plan, controller.family)
-    state = TrainingState(
-        config=model.config.to_dict(),
-        tensors=model.state_dict(),
-        moments=moments,
-        step=step,
-        family=controller.family,
-    )
+    state = _state_of(model, moments, controller.family, step)
     migration = controller.grow(state, plan)
     return Growth(
         build_model(model, migration.state), migration, renames(state.tensors, plan, controller.family)
+    )
+
+
+def fork_model(
+    model: PreTrainedModel, moments: Moments, controller: GrowthController, plan: GrowthPlan | None, step: int
+) -> tuple[PreTrainedModel, Moments, dict[str, tuple[str, ...]]]:
+    """A second model, grown by `plan` or (None) alike, its moments, and what each old name has become.
+
+    Model and controller stay as they are.
+    """
+    state = _state_of(model, moments, controller.family, step)
+    if plan is None:
+        return build_model(model, state), moments, {}
+    check_plan_fits(model, plan, controller.family)
+    grown = controller.preview(state, plan).state
+    return build_model(model, grown), grown.moments, renames(state.tensors, plan, controller.family)
+
+
+def _state_of(model: PreTrainedModel, moments: Moments, family: Family, step: int) -> TrainingState:
+    return TrainingState(
+        config=model.config.to_dict(), tensors=model.state_dict(), moments=moments, step=step, family=family
     )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +12,17 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from aiether.growth import Decision, GrowthConfig, GrowthController, family_of, planned_depth
+from aiether.growth import (
+    Decision,
+    GrowthConfig,
+    GrowthController,
+    family_of,
+    planned_depth,
+)
 
 from ._callback import StageCallback
 from ._checkpoint import Checkpoint, CheckpointStore, RunRecord, to_json
-from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full, is_out_of_memory, less_memory
+from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full, is_out_of_memory, out_of_memory
 from ._finite import NotFinite, gradient_norms, moment_tensors, not_finite
 from ._interrupt import InterruptFlag
 from ._memory import check_memory
@@ -30,31 +35,16 @@ from ._optimizer_state import (
     scheduler_state,
     unwrap_optimizer,
 )
+from ._probe import Forks, probe_event
 from ._quiet import quiet_about_names_on_disk, without_progress_bars
+from ._result import FitResult
+from ._resume import find_checkpoint, load_model
 from ._setup import planned_steps, save_interval, workload
 from ._stage import Handover, Stage, StageLeft
-from ._weights import check_weights
 
 logger = logging.get_logger("aiether")
 
 OnNan = Literal["stop", "skip"]
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a run ended. `checkpoint` is the newest complete one; pass it as `resume` to go on.
-
-    `signal` names the signal that interrupted it, as in "SIGTERM".
-    """
-
-    status: Literal["finished", "interrupted"]
-    step: int
-    depth: int
-    num_growths: int
-    train_seconds: float
-    checkpoint: Path
-    model: PreTrainedModel
-    signal: str | None = None
 
 
 class Run:
@@ -108,7 +98,7 @@ class Run:
         work = workload(self.trainer)
         if work is not None:
             check_memory(_unwrapped(self.trainer), self.controller.config, work, self.trainer.args.device)
-        checkpoint, damaged = self._find(resume)
+        checkpoint, damaged = find_checkpoint(self.store, resume)
         if checkpoint is None:
             bad = not_finite(_unwrapped(self.trainer).named_parameters())
             if bad is not None:
@@ -133,6 +123,9 @@ class Run:
 
     def _stages(self) -> FitResult:
         while True:
+            due = self.handover.pending_probe
+            if due is not None and not self._probe(due):
+                return self._result("interrupted", due["step"])
             stage = self._new_stage()
             try:
                 self._train(stage)
@@ -152,17 +145,66 @@ class Run:
         self.train_seconds = stage.train_seconds
         self.handover = self._handover(stage)
         self._check_finite(step, self.handover)
+        grows = stage.decision is not None and stage.decision.grow
         for observer in self.observers:
-            observer.on_stage_end(step=step, model=_unwrapped(self.trainer), grows=stage.decision is not None)
-        if stage.decision is not None:
+            observer.on_stage_end(step=step, model=_unwrapped(self.trainer), grows=grows)
+        if stage.decision is not None and stage.decision.probe:
+            self.handover.pending_probe = (
+                stage.last_evaluation
+            )  # saved: a probe that is cut short is repeated
+        elif stage.decision is not None:
             self._grow(stage.decision, stage.last_evaluation, step)
-        elif (
-            step < self.total_steps
-            and not self.handover.pending_evaluation
-            and self.controller.next_phase_step(step - 1) == step
-        ):
-            self._next_phase(step)
+        elif not self.handover.pending_evaluation:
+            self._next_phase_if_due(step)
         self._save(step)
+
+    def _probe(self, evaluation: Row) -> bool:
+        """Try forks, tell what they cost, and grow if one of them won; False when interrupted in it."""
+        step, model = evaluation["step"], _unwrapped(self.trainer)
+        self.own_optimizer_serves = False
+        tried = self.controller.candidates()
+        try:
+            trials = self._forks(step).train(tried)
+        except StageLeft:
+            return False
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._out_of_memory(f"the probe at step {step}", str(error)) from None
+        chosen, decision = self.controller.settle(tried, trials)
+        event = probe_event(
+            tried, trials, step=step, depth=self.controller.depth, chosen=chosen, reason=decision.reason
+        )
+        self.train_seconds += event["seconds"]
+        self._announce(event)
+        self.handover.pending_probe = None
+        if decision.plan is None:
+            self._next_phase_if_due(step)
+        else:
+            for observer in self.observers:
+                observer.on_stage_end(step=step, model=model, grows=True)
+            self._grow(decision, evaluation, step)
+        self._save(step)
+        return True
+
+    def _forks(self, step: int) -> Forks:
+        work = workload(self.trainer)
+        assert self.last is not None
+        assert work is not None  # refused otherwise
+        return Forks(
+            self.trainer,
+            self.controller,
+            self.handover,
+            step=step,
+            total_steps=self.total_steps,
+            checkpoint=self.last.path,
+            frozen=self.frozen,
+            skipped=self._skipped,
+            index=self.stage_index,
+            interrupted=self.interrupted,
+            work=work,
+            prepare=self._prepare,
+        )
 
     def _handover(self, stage: Stage) -> Handover:
         return Handover(
@@ -181,27 +223,35 @@ class Run:
             raise NotFinite(step - 1, "the weights or moments are not finite after the update")
 
     def _new_stage(self) -> Stage:
-        trainer, model = self.trainer, _unwrapped(self.trainer)
-        if self.compile:
-            compile_blocks(model, self.controller.family, cuda_graphs=self.cuda_graphs)
-        for name, parameter in model.named_parameters():
-            # The optimizer is built for every trainable tensor.
-            parameter.requires_grad_(name not in self.frozen)
-        self._open_optimizer(model)
+        self._prepare(_unwrapped(self.trainer), {})
         return Stage(
-            trainer,
+            self.trainer,
             self.controller,
             self.handover,
             index=self.stage_index,
             total_steps=self.total_steps,
             frozen=self.frozen,
-            skipped=frozenset(skip["step"] - 1 for skip in self.skips),
+            skipped=self._skipped,
             train_seconds=self.train_seconds,
             observers=self.observers,
             interrupted=self.interrupted,
             save_interval_steps=self.save_interval_steps,
             save=self._save_running,
         )
+
+    @property
+    def _skipped(self) -> frozenset[int]:
+        return frozenset(skip["step"] - 1 for skip in self.skips)
+
+    def _prepare(self, model: PreTrainedModel, renames: Mapping[str, tuple[str, ...]]) -> None:
+        """Compile a model and build its optimizer; `renames`: what names of the run's model are in it."""
+        if self.compile:
+            compile_blocks(model, self.controller.family, cuda_graphs=self.cuda_graphs)
+        frozen = {new for name in self.frozen for new in renames.get(name, (name,))}
+        for name, parameter in model.named_parameters():
+            # The optimizer is built for every trainable tensor.
+            parameter.requires_grad_(name not in frozen)
+        self._open_optimizer(model, self.recipe and self.recipe.renamed(renames))
 
     def _train(self, stage: Stage) -> None:
         """`trainer.train()` to the stage's end, wherever that is."""
@@ -232,21 +282,16 @@ class Run:
             self._run_out_of_memory(stage, out_of_memory)
 
     def _run_out_of_memory(self, stage: Stage, said: str) -> None:
-        step, args = self.trainer.state.global_step, self.trainer.args
+        step = self.trainer.state.global_step
         if stage.weights_are_whole and step > 0:
             stage.finite.look()
             self._save_running(step)
         where = f"the evaluation at step {step}" if stage.owes_evaluation else f"step {step + 1}"
-        raise OutOfMemory(
-            f"{where} with {stage.depth} layers ran out of memory ({said.split('. ')[0][:200]})",
-            less_memory(
-                args.per_device_train_batch_size,
-                args.gradient_accumulation_steps,
-                bf16=args.bf16,
-                window_on_device=self.controller.config.snapshot_storage == "device",
-            ),
-            self.last and self.last.path,
-        )
+        raise self._out_of_memory(f"{where} with {stage.depth} layers", said)
+
+    def _out_of_memory(self, where: str, said: str) -> OutOfMemory:
+        window_on_device = self.controller.config.snapshot_storage == "device"
+        return out_of_memory(where, said, self.trainer.args, window_on_device, self.last and self.last.path)
 
     def _roll_back(self, fault: NotFinite) -> None:
         """Go back to the last checkpoint and on from there without the batch, or raise if not asked to."""
@@ -278,13 +323,13 @@ class Run:
             self._announce(later)
         self.skips = skips
 
-    def _open_optimizer(self, model: PreTrainedModel) -> None:
+    def _open_optimizer(self, model: PreTrainedModel, recipe: OptimizerRecipe | None) -> None:
         trainer: Any = self.trainer
-        if self.recipe is None:
+        if recipe is None:
             trainer.optimizer = None
             trainer.create_optimizer()
         elif not self.own_optimizer_serves:
-            trainer.optimizer = self.recipe.build(model)
+            trainer.optimizer = recipe.build(model)
         name = type(unwrap_optimizer(trainer.optimizer)).__name__
         if self.optimizer_class not in (None, name):
             raise ValueError(
@@ -323,7 +368,9 @@ class Run:
             "seconds": time.perf_counter() - started,
         }
 
-    def _next_phase(self, step: int) -> None:
+    def _next_phase_if_due(self, step: int) -> None:
+        if step >= self.total_steps or self.controller.next_phase_step(step - 1) != step:
+            return
         self.stage_index += 1
         layers = self.controller.trainable(step)
         trainable = "all" if layers is None else sorted(layers)
@@ -377,6 +424,7 @@ class Run:
             scheduler=handover.scheduler,
             loss_window=handover.loss_window,
             pending_event=handover.pending_event,
+            pending_probe=handover.pending_probe,
             pending_evaluation=handover.pending_evaluation,
             skips=self.skips,
             new_layers=list(handover.new_layers),
@@ -402,33 +450,6 @@ class Run:
                 trainer.state.stateful_callbacks[type(callback).__name__] = callback.state()
         trainer.state.save_to_json(str(directory / "trainer_state.json"))
 
-    def _find(self, resume: bool | str | Path) -> tuple[Checkpoint | None, dict[Path, str]]:
-        """The checkpoint to go on from, None to start; and those that were skipped, with the reasons."""
-        if resume is False:
-            if self.store.has_any():
-                raise ValueError(
-                    f"{self.store.directory} holds checkpoints of an earlier run: go on with resume=True, or "
-                    "name another output_dir"
-                )
-            return None, {}
-        if resume is True:
-            found, damaged = self.store.newest()
-            if found is None and damaged:
-                listed = "; ".join(f"{path.name}: {reason}" for path, reason in damaged.items())
-                raise ValueError(
-                    f"no checkpoint in {self.store.directory} is complete ({listed}); bring the files back "
-                    "from a copy, or start a new run"
-                )
-            return found, damaged
-        path = Path(resume).resolve()
-        for checkpoint in self.store.complete():
-            if checkpoint.path.resolve() == path:
-                reason = self.store.damage(checkpoint)
-                if reason is not None:
-                    raise ValueError(f"the checkpoint {path} is damaged: {reason}; choose another one")
-                return checkpoint, {}
-        raise ValueError(f"resume={str(resume)!r} is no complete checkpoint of {self.store.directory}")
-
     def _announce_damage(self, path: Path, reason: str, used: Checkpoint) -> None:
         if not self.observers:
             logger.warning(f"the checkpoint {path} is damaged ({reason}); going on from {used.path}")
@@ -441,22 +462,12 @@ class Run:
                 f"the checkpoint was written for {record.total_steps} steps, the Trainer plans "
                 f"{self.total_steps}; resume with the arguments of the first start"
             )
-        old = _unwrapped(self.trainer)
-        check_weights(checkpoint.path)
-        with without_progress_bars():
-            model = type(old).from_pretrained(
-                checkpoint.path,
-                use_safetensors=True,
-                dtype=old.dtype,
-                attn_implementation=old.config._attn_implementation,
-            )
-        model.loss_type = old.loss_type
-        self.trainer.model = self.trainer.model_wrapped = model.to(self.trainer.args.device).train()
+        model = load_model(_unwrapped(self.trainer), checkpoint).to(self.trainer.args.device).train()
+        self.trainer.model = self.trainer.model_wrapped = model
         if self.recipe is not None and record.optimizer_groups is not None:
             self.recipe = self.recipe.with_names(record.optimizer_groups)
-        self.controller.load_state_dict(
-            record.controller, self.store.read_snapshot, device=self.trainer.args.device
-        )
+        device = self.trainer.args.device
+        self.controller.load_state_dict(record.controller, self.store.read_snapshot, device=device)
         self.optimizer_class = record.optimizer
         self.saved_snapshots = self.store.adopt(checkpoint)
         self.skips = list(record.skips)
@@ -468,6 +479,7 @@ class Run:
             scheduler=record.scheduler,
             loss_window=record.loss_window,
             pending_event=record.pending_event,
+            pending_probe=record.pending_probe,
             pending_evaluation=record.pending_evaluation,
             new_layers=tuple(record.new_layers),
         )
@@ -478,9 +490,8 @@ class Run:
 
     def _result(self, status: Literal["finished", "interrupted"], step: int) -> FitResult:
         assert self.last is not None
-        model = _unwrapped(self.trainer)
+        model, growths = _unwrapped(self.trainer), self.controller.num_growths
         depth = model.config.num_hidden_layers
-        growths = self.controller.num_growths
         signal = self.interrupted.signal_name if status == "interrupted" else None
         return FitResult(status, step, depth, growths, self.train_seconds, self.last.path, model, signal)
 

@@ -14,7 +14,7 @@ from ._growth_callback import GrowthCallback
 from ._memory import Workload
 from ._verify import check_blocks, check_one_device
 
-_NEEDS_LOSS = ("geometric", "plateau")
+_NEEDS_LOSS = ("geometric", "plateau", "lag")
 
 
 def growth_config(trainer: Trainer, growth: GrowthConfig | str | None) -> GrowthConfig:
@@ -104,6 +104,23 @@ def refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
             "set lr_scheduler_type in TrainingArguments instead, or protocol='none' and another lr_policy"
         )
     check_blocks(trainer.model, family_of(trainer.model))
+    if config.probes:
+        _check_probes(trainer)
+
+
+def _check_probes(trainer: Trainer) -> None:
+    """Refuse what forks cannot be compared on."""
+    if trainer.eval_dataset is None:
+        raise ValueError("a probe compares validation losses: give the Trainer an eval_dataset")
+    if trainer.args.fp16:
+        raise ValueError(
+            "fp16's loss scale belongs to the process, so forks would change it: set bf16=True to probe"
+        )
+    if workload(trainer) is None:
+        raise ValueError(
+            "a probe compares at equal FLOPs, and the sequences' length cannot be seen: pass a train_dataset "
+            "with a length whose items hold input_ids, or another trigger without lag_candidates"
+        )
 
 
 def planned_steps(trainer: Trainer) -> tuple[int, int]:

@@ -33,6 +33,7 @@ class Handover:
     loss_window: dict[str, float] | None = None  # {"sum", "since_step"}: what the next training row averages
     pending_event: Row | None = None  # a growth whose loss after it is not measured yet
     pending_evaluation: bool = False  # this step's evaluation is to be done again
+    pending_probe: Row | None = None  # the evaluation after which forks are to be tried, before the next step
     new_layers: tuple[int, ...] = ()
 
 
@@ -229,7 +230,7 @@ class Stage:
         for observer in self.observers:
             observer.on_evaluate(row | {"train_seconds": self.train_seconds})
         self.owes_evaluation = False
-        self.decision = decision if decision.plan is not None else None
+        self.decision = decision if decision.plan is not None or decision.probe else None
         ends = step in (self.total_steps, self.controller.next_phase_step(step - 1))
         if self._steps_trained == 0 and (self.decision or ends):
             raise StageLeft  # made up for at a stage's start, where the Trainer would train before it stops

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, TrainingArguments
 
-from aiether.growth import Family
+from aiether.growth import Family, GrowthConfig
 
 from ._model import blocks_of
 
@@ -24,6 +24,16 @@ def check_one_device(args: TrainingArguments) -> None:
         raise ValueError(
             f"growth works on one device so far (found {args.n_gpu} GPUs, {args.world_size} processes); set "
             "CUDA_VISIBLE_DEVICES to one GPU and start one process"
+        )
+
+
+def refuse_probes(config: GrowthConfig) -> None:
+    """Raise ValueError where a loop that is not ours cannot be forked."""
+    if config.probes:
+        raise ValueError(
+            f"trigger {config.trigger!r} with lag_candidates {config.lag_candidates} trains forks of the "
+            "model, which only aiether.fit(trainer) and aiether train do: use another trigger, without "
+            "lag_candidates"
         )
 
 

@@ -35,6 +35,7 @@ from ._grow import grow, grow_live
 from ._grow_optimizer import unwrap_optimizers
 from ._grow_report import GrowthReport
 from ._lr_policy import Rewarm
+from ._verify import refuse_probes
 
 
 class GrowthCallback(Callback):
@@ -74,6 +75,7 @@ class GrowthCallback(Callback):
                 raise ValueError(f"growth={growth!r} is no preset; choose one of {sorted(GROWTH_PRESETS)}")
             growth = GrowthConfig(**GROWTH_PRESETS[growth])
         growth.validate()
+        refuse_probes(growth)
         if growth.protocol != "none":
             raise ValueError(
                 f"protocol={growth.protocol!r} freezes and restarts, which only fit drives: set "

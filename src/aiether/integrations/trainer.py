@@ -20,7 +20,8 @@ from ._fault import disk_full, is_disk_full
 from ._interrupt import catch_interrupts
 from ._lock import hold
 from ._observer import RunObserver
-from ._run import FitResult, OnNan, Run
+from ._result import FitResult
+from ._run import OnNan, Run
 from ._setup import check_cuda_graphs, growth_callbacks, growth_config, refuse_unsupported
 
 

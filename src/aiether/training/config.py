@@ -47,7 +47,9 @@ _AT_MOST: dict[str, float] = {
     **dict.fromkeys(("keep_checkpoints", "max_skipped_steps", "pg_patience", "grow_by"), 1_000_000),
     **dict.fromkeys(("max_steps", "warmup_steps", "lr_warmup_steps", "isolated_warmup_steps"), 10**9),
     **dict.fromkeys(("eval_interval_steps", "log_interval_steps", "save_interval_steps"), 10**9),
-    **dict.fromkeys(("collect_interval_steps", "unfreeze_interval_steps"), 10**9),
+    **dict.fromkeys(
+        ("collect_interval_steps", "unfreeze_interval_steps", "lag_steps", "lag_interval"), 10**9
+    ),
     **dict.fromkeys(("lr", "weight_decay", "noise", "beta0", "gamma0", "eta0", "isolated_lr_scale"), 1e3),
     "num_epochs": 1e6,
     "max_grad_norm": 1e30,

@@ -173,6 +173,9 @@ class Recorder(RunObserver):
         self._write("eval", self.last_eval)
 
     def on_event(self, event: Row) -> None:
+        if event["event"] == "probe":  # forks are paid for like any training, and no training row's rate
+            self.flops += event["flops"]
+            self.last_log = (self.last_log[0], self.last_log[1] + event["seconds"])
         self.events.append(event)
         self._tell_if_full()
         self.emit(event["event"], event)

@@ -358,6 +358,8 @@ def _emitter(display: TrainingDisplay) -> Emit:
                 display.message(f"warning: {row['text']}")
             case "message":
                 display.message(row["text"])
+            case "probe":
+                display.message(f"step {row['step']}: {row['reason']} (probe of {row['seconds']:.1f} s)")
             case "phase":
                 display.message(f"step {row['step']}: layers in training: {row['trainable']}")
 
