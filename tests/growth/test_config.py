@@ -40,7 +40,7 @@ def test_presets_are_valid_and_within_the_documented_ranges(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"trigger": "sometimes"}, "geometric, plateau, fixed, random, never"),
+        ({"trigger": "sometimes"}, "geometric, plateau, lag, fixed, random, never"),
         ({"placement": "middle"}, "stack, interleave, top, front"),
         ({"init": "net2net"}, "geometric, copy, zero, random, noise"),
         ({"moments": "keep"}, "zero, copy, reset"),

@@ -73,8 +73,10 @@ def test_the_answer_is_what_the_trigger_says_as_the_run_goes() -> None:
 
 def test_every_trigger_is_asked() -> None:
     (stretch,) = stretches(record())
-    fired = {firing.trigger: firing.step for firing in every_firing(config(), stretch, **RUN)}
-    assert set(fired) == {"geometric", "plateau", "fixed", "random"}
+    firings = every_firing(config(), stretch, **RUN)
+    fired = {firing.trigger: firing.step for firing in firings}
+    assert set(fired) == {"geometric", "plateau", "lag", "fixed", "random"}
+    assert [firing.trigger for firing in firings if not firing.asked] == ["lag"]
     assert fired["fixed"] == 500
     assert fired["plateau"] is not None
     assert fired["geometric"] is not None

@@ -99,10 +99,8 @@ def test_forks_train_for_the_same_flops_and_the_cost_is_on_record(tmp_path: Path
 def test_a_fork_becomes_what_the_run_would_have_become(tmp_path: Path) -> None:
     """The only candidate of a growth that is decided: its loss is that of the run, so many steps later."""
     watch, settings = Watch(), {"eval_steps": 1, "lr_scheduler_type": "cosine", "dataloader_drop_last": True}
-    config = growth(
-        lag_candidates=("stack/copy",), lag_steps=7, growth_fractions=(0.3,), lr_policy="rewarm_new"
-    )
-    run(tmp_path, config, watch, **settings)
+    form = {"lag_candidates": ("stack/copy",), "lag_steps": 7, "growth_fractions": (0.3,)}
+    run(tmp_path, growth(**form, lr_policy="rewarm_new"), watch, **settings)
     (probe,), (grown,) = probes(watch), growths(watch)
     assert grown["step"] == probe["step"] == 7
     then = {row["step"]: row["eval_loss"] for row in watch.evaluations}
@@ -112,7 +110,11 @@ def test_a_fork_becomes_what_the_run_would_have_become(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "settings"),
     [
-        pytest.param(lag(lag_candidates=("stack/geometric", "top/noise")), {"own_muon": True}, id="muon"),
+        pytest.param(
+            lag(lag_candidates=("stack/geometric", "top/noise")),
+            {"own_muon": True, "max_steps": 14},
+            id="muon",
+        ),
         pytest.param(
             growth(
                 lag_candidates=("front/geometric", "top/random"),
@@ -121,7 +123,7 @@ def test_a_fork_becomes_what_the_run_would_have_become(tmp_path: Path) -> None:
                 protocol="report",
                 isolated_warmup_steps=3,
             ),
-            {"gradient_accumulation_steps": 2},
+            {"gradient_accumulation_steps": 2, "max_steps": 18},
             id="form of fixed growths under the report's protocol",
         ),
     ],
@@ -154,7 +156,7 @@ def test_a_run_killed_in_a_probe_repeats_it_to_the_same_bits(
 def test_an_interrupt_in_a_probe_saves_and_goes_on_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = run(tmp_path / "whole", lag())
+    expected = run(tmp_path / "whole", lag(), max_steps=10)
     after_step, seen = _probe._ForkStage.after_step, []
 
     def interrupts(stage: _probe._ForkStage, step: int, evaluates: bool) -> tuple[bool, bool]:
@@ -164,11 +166,11 @@ def test_an_interrupt_in_a_probe_saves_and_goes_on_exactly(
         return after_step(stage, step, evaluates)
 
     monkeypatch.setattr(_probe._ForkStage, "after_step", interrupts)
-    cut = run(tmp_path / "cut", lag())
+    cut = run(tmp_path / "cut", lag(), max_steps=10)
     assert (cut.status, cut.step, cut.depth) == ("interrupted", 4, 2)
     assert len(seen) == 2, "the fork went on after the signal"
     monkeypatch.setattr(_probe._ForkStage, "after_step", after_step)
-    assert_same(weights(expected), weights(run(tmp_path / "cut", lag(), resume=True)))
+    assert_same(weights(expected), weights(run(tmp_path / "cut", lag(), max_steps=10, resume=True)))
 
 
 def test_forks_are_freed_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,8 +183,8 @@ def test_forks_are_freed_one_after_the_other(tmp_path: Path, monkeypatch: pytest
         return model, moments, renames
 
     monkeypatch.setattr(_probe, "fork_model", counted)
-    run(tmp_path, lag(lag_candidates=("stack/copy", "top/copy"), dry_run=True))
-    assert len(held) >= 6
+    run(tmp_path, lag(lag_candidates=("stack/copy", "top/copy"), dry_run=True), max_steps=14)
+    assert len(held) == 6
     assert set(held) == {0}
     assert not any(fork() for fork in alive)
 
@@ -199,7 +201,7 @@ def test_a_fork_that_diverges_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_dry_run_probes_and_never_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch()
     losses_are(monkeypatch, stay=2.0, stack_copy=1.0)
-    result = run(tmp_path, lag(dry_run=True), watch)
+    result = run(tmp_path, lag(dry_run=True), watch, max_steps=14)
     assert result.depth == 2
     assert all("dry run: the model would grow now" in probe["reason"] for probe in probes(watch))
     assert len(probes(watch)) > 1
@@ -207,13 +209,15 @@ def test_a_dry_run_probes_and_never_grows(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_users_callbacks_hear_nothing_of_forks(tmp_path: Path) -> None:
     class Steps(TrainerCallback):
-        seen: list[int] = []
+        def __init__(self) -> None:
+            self.seen: list[int] = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.seen.append(state.global_step)
 
-    run(tmp_path, lag(), callbacks=[Steps()])
-    assert Steps.seen == list(range(1, 25))
+    steps = Steps()
+    run(tmp_path, lag(), callbacks=[steps], max_steps=10)
+    assert steps.seen == list(range(1, 11))
 
 
 def test_memory_that_runs_out_in_a_probe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,10 +226,10 @@ def test_memory_that_runs_out_in_a_probe_says_so(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(_probe, "fork_model", too_large)
     with pytest.raises(OutOfMemory, match="the probe at step 4 ran out of memory") as fault:
-        run(tmp_path, lag())
+        run(tmp_path, lag(), max_steps=8)
     assert fault.value.checkpoint is not None
     monkeypatch.undo()
-    assert run(tmp_path, lag(), resume=True).status == "finished"
+    assert run(tmp_path, lag(), max_steps=8, resume=True).status == "finished"
 
 
 @pytest.mark.parametrize("config", [lag(), growth(lag_candidates=("stack/copy",))])

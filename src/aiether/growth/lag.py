@@ -75,7 +75,7 @@ def trial_steps(lag_steps: int, flops_per_step: Sequence[int]) -> tuple[int, ...
     At equal steps a smaller model would look worse than it is: it had less to spend.
     """
     dearest = lag_steps * max(flops_per_step)
-    return tuple(math.ceil(dearest / flops) for flops in flops_per_step)
+    return tuple(-(-dearest // flops) for flops in flops_per_step)
 
 
 def verdict(tried: Sequence[Candidate], trials: Sequence[Trial]) -> tuple[str, Decision]:
