@@ -94,3 +94,14 @@ def test_the_generation_cache_is_refused_under_compile() -> None:
     family = _model.Family(model_type="gpt2", blocks="transformer.h", output_projections=())
     with pytest.raises(ValueError, match="use_cache=False"):
         compile_blocks(model, family)
+
+
+def test_forks_make_no_new_graph(tmp_path: Path, graphs: Callable[[], int]) -> None:
+    """A graph for each fork would soon hit the limit at which compilation gives up."""
+    watch = GraphsPerStage(graphs)
+    config = growth(trigger="lag", dry_run=True, lag_interval=1, lag_steps=1, init="copy", latest_growth=0.8)
+    trainer = tiny_trainer(tmp_path, tiny_model(depth=1), max_steps=10)
+    fit(trainer, config, observers=[watch], compile=True)
+    assert watch.at_stage[0] == 0
+    assert len(watch.at_stage) == 5, "a stage after each of four probes"
+    assert set(watch.at_stage[1:]) == {graphs()}, "a fork compiled again"

@@ -83,7 +83,7 @@ def first_firing(
     total_steps, final_depth, seed: of the run, as its controller had them.
     """
     if config.trigger == "lag":
-        return Firing("lag", None, "it trains forks of the model, which no record holds", asked=False)
+        return Firing("lag", None, "cannot be asked from a record: it trains forks of the model", asked=False)
     state = TriggerState.start(
         config, depth=stretch.depth, final_depth=final_depth, total_steps=total_steps, seed=seed
     )

@@ -120,6 +120,7 @@ class Forks:
         self.trainer.model = self.trainer.model_wrapped = model
         self.prepare(model, renames)
         stage = self._stage(plan, moments, renames, self.step + steps)
+        del moments  # the optimizer takes copies: no third set of them
         callback = _ForkCallback(stage)
         self.trainer.callback_handler.callbacks.append(callback)
         set_seed(self.trainer.args.seed)

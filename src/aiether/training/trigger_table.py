@@ -60,9 +60,7 @@ def _of_stretch(
         return [*lines, "  the final depth: nothing is left to grow"]
     for firing in every_firing(config, stretch, **known):
         when = f"at step {firing.step}" if firing.step is not None else "not at all"
-        lines.append(
-            f"  {firing.trigger:10} {when if firing.asked else 'not from a record':13} {firing.reason}"
-        )
+        lines.append(f"  {firing.trigger:10} {when if firing.asked else 'unknown':13} {firing.reason}")
     if not any(stretch.metrics):
         return [
             *lines,
