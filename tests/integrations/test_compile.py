@@ -103,5 +103,5 @@ def test_forks_make_no_new_graph(tmp_path: Path, graphs: Callable[[], int]) -> N
     trainer = tiny_trainer(tmp_path, tiny_model(depth=1), max_steps=10)
     fit(trainer, config, observers=[watch], compile=True)
     assert watch.at_stage[0] == 0
-    assert len(watch.at_stage) == 5, "a stage after each of four probes"
+    assert len(watch.at_stage) == 4, "a stage after each of three probes"
     assert set(watch.at_stage[1:]) == {graphs()}, "a fork compiled again"

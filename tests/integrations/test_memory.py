@@ -78,6 +78,17 @@ def test_activations_alone_can_be_too_much() -> None:
         check_memory(tiny_model(), growth(), work, CPU)
 
 
+def test_a_probe_of_the_last_growth_holds_the_run_beside_the_fork() -> None:
+    config = growth(trigger="lag", grow_to=(3, 6), max_layers=6)
+    need = memory_need(tiny_model(depth=2), config, WORK, CPU)
+    without = memory_need(tiny_model(depth=2), growth(grow_to=(3, 6), max_layers=6), WORK, CPU)
+    waiting = sum(p.nbytes for p in tiny_model(depth=3).parameters())
+    assert need.beside == 3 * waiting
+    assert need.total - need.beside == without.total
+    assert "the run beside its forks" in str(need)
+    assert "beside" not in str(without)
+
+
 def test_the_trial_finds_out_whether_the_largest_depth_fits() -> None:
     """The trial that a GPU gets, here under a real limit of this process's address space."""
     model, config = tiny_model(), growth(max_layers=8)

@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aiether.growth import GrowthConfig, family_of, grow_config, plan_growth, planned_depth
+from aiether.growth import (
+    GrowthConfig,
+    depth_schedule,
+    family_of,
+    grow_config,
+    plan_growth,
+    planned_depth,
+)
 
 from ._fault import is_out_of_memory, less_memory, size
 from ._model import blocks_of
@@ -50,11 +57,12 @@ class MemoryNeed:
     moments: int
     window: int
     activations: int
+    beside: int = 0  # the run's weights and moments, which wait while a probe trains forks
 
     @property
     def fixed(self) -> int:
-        """Weights, gradients, moments and the window: all but activations."""
-        return 2 * self.weights + self.moments + self.window
+        """Weights, gradients, moments, the window and what waits for a probe: all but activations."""
+        return 2 * self.weights + self.moments + self.window + self.beside
 
     @property
     def total(self) -> int:
@@ -63,7 +71,8 @@ class MemoryNeed:
     def __str__(self) -> str:
         return (
             f"{size(self.total)} (weights and gradients {size(2 * self.weights)}, moments "
-            f"{size(self.moments)}, snapshots {size(self.window)}, activations {size(self.activations)})"
+            f"{size(self.moments)}, snapshots {size(self.window)}, activations {size(self.activations)}"
+            f"{f', the run beside its forks {size(self.beside)}' if self.beside else ''})"
         )
 
 
@@ -107,12 +116,19 @@ def memory_need(
     family, depth = family_of(model), model.config.num_hidden_layers
     final = planned_depth(growth, depth)
     block = sum(p.nbytes for p in blocks_of(model, family)[0].parameters())
-    weights = sum(p.nbytes for p in model.parameters()) + (final - depth) * block
+    own = sum(p.nbytes for p in model.parameters())
+    weights = own + (final - depth) * block
+    beside = 0
+    if growth.probes:
+        depths = (depth, *depth_schedule(growth, depth, final_depth=final))
+        smaller = own + (depths[max(len(depths) - 2, 0)] - depth) * block
+        beside = int((1 + work.moments_per_weight) * smaller)
     # Beyond the trigger's own the window holds only sources of a next growth, and at the end there is none.
     watched = (final if growth.watch == "all" else 1) if growth.trigger == "geometric" else 0
     held = growth.snapshot_storage == "device" or (growth.snapshot_storage == "host" and device.type == "cpu")
     window = growth.history_window_size * watched * block if held else 0
-    return MemoryNeed(final, weights, int(work.moments_per_weight * weights), window, activations=0)
+    moments = int(work.moments_per_weight * weights)
+    return MemoryNeed(final, weights, moments, window, activations=0, beside=beside)
 
 
 def _rough_activations(model: PreTrainedModel, depth: int, work: Workload) -> int:
@@ -180,7 +196,7 @@ def fits(
         with torch.random.fork_rng(), torch.device(device):
             twin: Any = type(model)(config)
             twin = twin.to(model.dtype)
-            held = [twin, torch.empty(need.moments + need.window, dtype=torch.uint8)]
+            held = [twin, torch.empty(need.moments + need.window + need.beside, dtype=torch.uint8)]
             _forward(twin, work.batch_size, work).backward()
         return True
     except (RuntimeError, MemoryError) as error:
