@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerCallback
 
 from aiether.growth import GrowthConfig
@@ -16,7 +17,7 @@ from aiether.integrations import OutOfMemory, Row, _probe, fit
 from aiether.integrations._growth_callback import GrowthCallback
 
 from .test_fit import Watch, assert_same, growth, run, weights
-from .tiny import tiny_trainer
+from .tiny import tiny_model, tiny_trainer
 
 
 def lag(**settings: Any) -> GrowthConfig:
@@ -67,6 +68,23 @@ def test_a_probe_that_stays_leaves_the_run_as_it_was(tmp_path: Path, monkeypatch
     assert kept[0] == kept[1]
     logged = [[(r["step"], r["loss"], r["learning_rate"]) for r in w.rows] for w in (undisturbed, probed)]
     assert logged[0] == logged[1]
+
+
+def test_a_scheduler_and_an_optimizer_of_the_users_own_go_on_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses_are(monkeypatch, stay=1.0, stack_copy=2.0)
+    results = []
+    for config in (growth(trigger="never"), lag()):
+        model = tiny_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        folder = tmp_path / config.trigger
+        trainer = tiny_trainer(folder, model, optimizers=(optimizer, scheduler), max_steps=10)
+        results.append((fit(trainer, config), scheduler))
+    (plain, untouched), (probed, used) = results
+    assert_same(weights(plain), weights(probed))
+    assert untouched.state_dict() == used.state_dict()
 
 
 def test_the_run_grows_into_the_best_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

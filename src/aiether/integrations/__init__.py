@@ -13,7 +13,8 @@ from ._lr_policy import Rewarm
 from ._memory import Workload, check_memory
 from ._observer import Row, RunObserver
 from ._quiet import without_progress_bars
-from ._run import FitResult, OnNan
+from ._result import FitResult
+from ._run import OnNan
 from ._verify import GrowthError
 from ._weights import check_weights, read_mapping
 from .trainer import fit

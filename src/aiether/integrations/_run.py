@@ -12,13 +12,7 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from transformers.trainer_callback import ExportableState
 from transformers.utils import logging
 
-from aiether.growth import (
-    Decision,
-    GrowthConfig,
-    GrowthController,
-    family_of,
-    planned_depth,
-)
+from aiether.growth import Decision, GrowthConfig, GrowthController, family_of, planned_depth
 
 from ._callback import StageCallback
 from ._checkpoint import Checkpoint, CheckpointStore, RunRecord, to_json
@@ -149,9 +143,7 @@ class Run:
         for observer in self.observers:
             observer.on_stage_end(step=step, model=_unwrapped(self.trainer), grows=grows)
         if stage.decision is not None and stage.decision.probe:
-            self.handover.pending_probe = (
-                stage.last_evaluation
-            )  # saved: a probe that is cut short is repeated
+            self.handover.pending_probe = stage.last_evaluation  # saved, so a probe cut short is repeated
         elif stage.decision is not None:
             self._grow(stage.decision, stage.last_evaluation, step)
         elif not self.handover.pending_evaluation:
