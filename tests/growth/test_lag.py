@@ -119,6 +119,7 @@ def test_sources_of_every_geometric_candidate_are_watched() -> None:
         ({"lag_candidates": ("stack/copy", "stack/copy")}, "once"),
         ({"lag_steps": 0}, "lag_steps is 0"),
         ({"lag_interval": 0}, "lag_interval is 0"),
+        ({"trigger": "lag", "isolated_warmup_steps": 19}, "protocol 'none'"),
     ],
 )
 def test_what_cannot_be_tried_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -189,6 +189,11 @@ class GrowthConfig:
                 )
         if len(set(self.lag_candidates)) < len(self.lag_candidates):
             raise ValueError(f"lag_candidates is {' '.join(self.lag_candidates)}: name each candidate once")
+        if self.probes and self.protocol == "report" and self.lag_steps > self.isolated_warmup_steps:
+            raise ValueError(
+                f"lag_steps is {self.lag_steps}, more than isolated_warmup_steps ({self.isolated_warmup_steps}), "
+                "within which protocol 'report' tries a fork: shorten it, or choose protocol 'none'"
+            )
 
     def _validate_depths(self) -> None:
         if any(depth < 1 for depth in self.grow_to) or list(self.grow_to) != sorted(set(self.grow_to)):
