@@ -189,6 +189,8 @@ def test_what_cannot_work_is_refused(tmp_path: Path) -> None:
         GrowthCallback("report")
     with pytest.raises(ValueError, match="no preset"):
         GrowthCallback("best")
+    with pytest.raises(ValueError, match="forks of the model"):
+        GrowthCallback(GrowthConfig(trigger="lag", protocol="none"))
     module = Module()
     module.automatic_optimization = False
     with pytest.raises(ValueError, match="manual optimization"):

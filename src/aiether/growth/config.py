@@ -191,8 +191,9 @@ class GrowthConfig:
             raise ValueError(f"lag_candidates is {' '.join(self.lag_candidates)}: name each candidate once")
         if self.probes and self.protocol == "report" and self.lag_steps > self.isolated_warmup_steps:
             raise ValueError(
-                f"lag_steps is {self.lag_steps}, more than isolated_warmup_steps ({self.isolated_warmup_steps}), "
-                "within which protocol 'report' tries a fork: shorten it, or choose protocol 'none'"
+                f"lag_steps is {self.lag_steps}, more than isolated_warmup_steps "
+                f"({self.isolated_warmup_steps}), within which protocol 'report' tries a "
+                "fork: shorten it, or choose protocol 'none'"
             )
 
     def _validate_depths(self) -> None:
