@@ -198,3 +198,9 @@ def test_every_setting_has_a_type_that_its_default_fits() -> None:
     config = TrainConfig()
     for name, hint in setting_types().items():
         assert coerce(name, getattr(config, name), hint) == getattr(config, name)
+
+
+def test_several_sources_are_paths_each() -> None:
+    resolve("recommended", {}, {"dataset_path": ["a.txt", "b/"]}).validate()
+    with pytest.raises(ValueError, match=r"dataset_path is ''"):
+        resolve("recommended", {}, {"dataset_path": ["a.txt", ""]}).validate()

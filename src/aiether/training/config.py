@@ -192,10 +192,12 @@ class TrainConfig(DataConfig, GrowthConfig):
                 raise ValueError(f"{name} is {value}: it must be at most {most:,.10g}")
 
     def _validate_texts(self) -> None:
-        for name in (*_PATHS, "text_column", "sample_prompt"):
+        for name in ("text_column", "sample_prompt"):
             check_text(name, getattr(self, name))
         for name in _PATHS:
-            check_path(name, getattr(self, name))
+            value = getattr(self, name)
+            for path in value if isinstance(value, tuple) else (value,):  # several sources
+                check_path(name, path)
 
 
 def check_text(name: str, value: str | None) -> None:
