@@ -79,8 +79,8 @@ def _watching() -> str:
     model = f"{run['n_layer']} layers of width {run['n_embd']}"
     low, high = run["interval_95"]
     figure = (
-        f"{run['overhead']:+.1%} training time against the same run without (95 %: {low:+.1%} to {high:+.1%})"
-        f"; {run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
+        f"{low:+.1%} to {high:+.1%} training time (95 %) against the same run without; "
+        f"{run['share_inside_watching']:.2%} is spent inside its calls ({model}, CPU)"
     )
     return f"| Watching | {figure} | `python benchmarks/watching.py` |"
 
