@@ -256,7 +256,7 @@ def test_moments_of_new_tensors(trained, model_type: str, moments: str) -> None:
 
 def test_moments_of_any_optimizer_are_carried(trained) -> None:
     state, _ = trained("gpt2", DEPTH)
-    muon = {name: {"momentum_buffer": torch.ones(2), "count": 7, "warm": True} for name in state.moments}
+    muon = {name: {"momentum_buffer": torch.ones(2), "step": 7} for name in state.moments}
     partly = {name: entry for name, entry in muon.items() if "ln_1" not in name}  # those were frozen
     plan = GrowthPlan.top(DEPTH, 4)
     result = migrate(
@@ -265,8 +265,22 @@ def test_moments_of_any_optimizer_are_carried(trained) -> None:
     new = result["transformer.h.3.mlp.c_fc.weight"]
     assert isinstance(new["momentum_buffer"], Tensor)
     assert not new["momentum_buffer"].any()
-    assert (new["count"], new["warm"]) == (0, False)
+    assert new["step"] == 0
     assert not any("ln_1" in name for name in result)
+
+
+def test_moments_that_may_not_start_at_zero_are_left_to_the_optimizer(trained) -> None:
+    state, _ = trained("gpt2", DEPTH)
+    averaged = {name: {"exp_avg": torch.ones(2), "slow_weights": torch.ones(2)} for name in state.moments}
+    result = migrate(
+        dataclasses.replace(state, moments=averaged),
+        GrowthPlan.top(DEPTH, 4),
+        growth=GrowthConfig(),
+        final_depth=4,
+        seed=0,
+    ).state.moments
+    assert "transformer.h.2.mlp.c_fc.weight" in result
+    assert not any(name.startswith("transformer.h.3.") for name in result)
 
 
 @pytest.mark.parametrize("init", sorted(INITIALISERS))

@@ -403,6 +403,10 @@ def test_a_run_outlives_trackers_whose_files_go_in_the_middle(
         original(self, step, train_seconds)
         if step == 5:
             shutil.rmtree(run_dir / "tensorboard")
+            deadline = time.monotonic() + 10
+            while not list(database.glob("faults.db")) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(1.5)  # trackio's thread writes twice a second: some rows are there
             for path in database.glob("faults.db*"):
                 path.write_bytes(b"no database" * 100)
 
