@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from _machine import about
+from _machine import about, anonymous_bytes
 
 RESULT = Path(__file__).parent / "results" / "data_large.json"
 _SAMPLE_S = 0.1
@@ -93,16 +93,6 @@ def past_kill_point(progress: Path) -> bool:
     """Whether the child is tokenising and past the share at which it is to be killed."""
     words = progress.read_text().rsplit(maxsplit=1) if progress.is_file() else []
     return len(words) == 2 and words[0] == "tokenising" and float(words[1]) >= _KILL_AT
-
-
-def anonymous_bytes(pid: int) -> int:
-    """RssAnon of a process now; 0 once it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    lines = [line.split() for line in status.splitlines() if line.startswith("RssAnon:")]
-    return int(lines[0][1]) * 1024 if lines else 0
 
 
 def measure(megabytes: int, folder: Path, *, compare: bool) -> dict[str, Any]:

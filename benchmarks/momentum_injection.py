@@ -14,10 +14,7 @@ import argparse
 import copy
 import itertools
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator
@@ -30,6 +27,7 @@ from torch.optim import Optimizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import aiether
+from _machine import about
 from aiether.growth import LrPolicy, Moments, family_of
 from aiether.training.optimizer import OptimizerName, build_optimizer
 
@@ -198,11 +196,7 @@ def main() -> None:
         "summary": summarise(arms),
         "arms": arms,
         "seconds": round(time.perf_counter() - started),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "cores": os.cpu_count(),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        **about(seeds=range(arguments.seeds)),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -13,15 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from _machine import about, anonymous_bytes
 
 RESULT = Path(__file__).parent / "results" / "offline_growth.json"
 TARGETS = {"peak_anonymous_mb": 600, "speed_against_copy": 0.5}
@@ -123,16 +123,6 @@ def run(command: list[str]) -> tuple[str, int]:
         return out.read(), peak
 
 
-def anonymous_bytes(pid: int) -> int:
-    """RssAnon of a process now; 0 once it is gone."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return 0
-    lines = [line.split() for line in status.splitlines() if line.startswith("RssAnon:")]
-    return int(lines[0][1]) * 1024 if lines else 0
-
-
 def copy(source: Path, target: Path) -> dict[str, Any]:
     """`cp` of a folder, until it is on the disk."""
     nbytes, started = folder_bytes(source), time.monotonic()
@@ -186,14 +176,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the files go; default: a temporary folder")
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
+    where = about(seeds=[0], more_versions=["safetensors"])
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         row = measure(Path(folder), arguments.gigabytes, arguments.dtype, arguments.rounds, arguments.init)
     result = {
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "versions": {name: version(name) for name in ("torch", "safetensors", "transformers")},
-        "commit": commit.strip(),
+        **where,
         "targets": TARGETS,
         **row,
     }

@@ -340,16 +340,16 @@ def _products(rows: Tensor, num_filled: int, ends: Sequence[int], work: Tensor) 
         some = rows[first : first + work.shape[2]]
         for start, stop in chunks(num_elements, longest):
             size = (len(some), num_rows, stop - start)
-            velocity = _velocities(some[:, :, start:stop], num_filled, work, size)
+            velocity = _fill_velocities(some[:, :, start:stop], num_filled, work, size)
             products[first : first + len(some)] += _times(velocity, ends)
     return products
 
 
-def _velocities(source: Tensor, num_filled: int, work: Tensor, size: tuple[int, int, int]) -> Tensor:
+def _fill_velocities(source: Tensor, num_filled: int, work: Tensor, size: tuple[int, int, int]) -> Tensor:
     """(N, S, n) float64 in the buffer: row by row what arrived with it, also over the ring's seam."""
     position, velocity = (part.flatten()[: math.prod(size)].view(size) for part in work)
     filled = source[:, :num_filled]
-    if source.device == work.device and source.device.type != "cpu":  # bound by memory: one pass less
+    if _together(work.device):  # bound by memory: one pass less
         velocity[:, :num_filled].copy_(filled)
         velocity[:, 1:num_filled].sub_(filled[:, :-1])
         velocity[:, 0].sub_(filled[:, -1])
@@ -362,7 +362,7 @@ def _velocities(source: Tensor, num_filled: int, work: Tensor, size: tuple[int, 
 
 def _times(velocity: Tensor, ends: Sequence[int]) -> Tensor:
     """(N, E, S): each of the N tensors' velocities (S, n) times those that end in the rows `ends`."""
-    if velocity.device.type == "cpu":  # one call each, so that the bits do not depend on what came with it
+    if not _together(velocity.device):  # one call each, so that the bits do not depend on what came with it
         return torch.stack([torch.stack([torch.mv(own, own[end]) for end in ends]) for own in velocity])
     return torch.bmm(velocity[:, list(ends)], velocity.transpose(1, 2))
 
