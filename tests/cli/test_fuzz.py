@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-EXAMPLES = {"config": 20, "flags": 24, "data": 8, "damage": 8}
+EXAMPLES = {"config": 12, "flags": 12, "data": 5, "damage": 5}
 
 
 @pytest.fixture(scope="module")

@@ -115,12 +115,7 @@ ALGORITHMS = [
 ]
 
 
-@pytest.mark.parametrize(("config", "settings"), ALGORITHMS)
-def test_grows_to_the_planned_depth_and_ends_finished(
-    tmp_path: Path, config: GrowthConfig, settings: dict[str, Any]
-) -> None:
-    watch = Watch()
-    result = run(tmp_path, config, watch, **settings)
+def assert_finished_as_planned(result: FitResult, watch: Watch) -> None:
     growths = [event for event in watch.events if event["event"] == "growth"]
     assert (result.status, result.step) == ("finished", 24)
     assert len(growths) == result.num_growths == 2
@@ -130,11 +125,12 @@ def test_grows_to_the_planned_depth_and_ends_finished(
 
 
 @pytest.mark.parametrize(("config", "settings"), ALGORITHMS)
-def test_a_run_that_crashed_twice_resumes_to_the_same_bits(
+def test_grows_to_the_planned_depth_and_resumes_after_two_crashes_to_the_same_bits(
     tmp_path: Path, config: GrowthConfig, settings: dict[str, Any]
 ) -> None:
     whole, resumed = Watch(), Watch()
     expected = run(tmp_path / "whole", config, whole, **dict(settings))
+    assert_finished_as_planned(expected, whole)
     for crash_at in (9, 16):
         with pytest.raises(RuntimeError, match="crash"):
             run(tmp_path / "cut", config, Watch(crash_at), **dict(settings), resume=True)

@@ -1,8 +1,19 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
-import aiether.training.run  # noqa: F401 - what is collected below
+import pytest
+
+from aiether.training import run as job
 
 # Every stage of a Trainer collects garbage, and would look through all that the imports made each time.
 gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def without_report() -> Iterator[None]:
+    """Runs end without drawing their reports: seconds a run where it is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "write_report", lambda directory: directory / "report.html")
+        yield

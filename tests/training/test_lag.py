@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from aiether.training.trigger_table import trigger_table
 
 from .test_trigger_table import recorded
+
+pytestmark = pytest.mark.usefixtures("without_report")
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -56,8 +56,7 @@ GROWING: dict[str, Any] = {
 STATIC = GROWING | {"trigger": "never", "n_layer": 2, "max_layers": 2, "baseline": "none", "max_steps": 8}
 ARMS = [
     (arch, optimizer, arm)
-    for arch in ("gpt2", "llama")
-    for optimizer in ("adamw", "muon")
+    for arch, optimizer in (("gpt2", "adamw"), ("llama", "muon"))
     for arm in (".", job.BASELINE)
 ]
 

@@ -32,6 +32,8 @@ from aiether.training.tracking import TRACKERS, TrackedRun, Tracking, check_trac
 from aiether.training.tracking._rows import Entry, entry_of
 from aiether.training.tracking._wandb_file import holds_its_end, records
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 STEPS, KILLED_AT = 12, 8
 SETTINGS: dict[str, Any] = TINY_RUN | {
     "validation_fraction": 0.1,

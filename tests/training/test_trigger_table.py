@@ -13,6 +13,8 @@ from aiether.training.trigger_table import trigger_table
 
 from .corpus import write_corpus
 
+pytestmark = pytest.mark.usefixtures("without_report")
+
 SETTINGS: dict[str, Any] = {
     "n_layer": 1,
     "max_layers": 4,
