@@ -7,8 +7,17 @@ import pytest
 import torch
 from tests.families import FAMILY_TABLE
 from tests.growth.modules import Classifier, PreNorm
-from torch import nn
-from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration, ViTConfig, ViTModel
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTModel,
+)
 
 from aiether.growth import FAMILIES, Family, block_tensors, depth_of, family_of
 
@@ -173,3 +182,38 @@ def test_a_block_that_needs_more_than_hidden_states_cannot_be_read_and_says_so()
     family = family_of(model)
     assert family.refusal is not None
     assert "missing 1 required positional argument: 'mask'" in family.refusal
+
+
+def test_a_mixtral_with_an_adapter_is_asked_for_its_structure() -> None:
+    """The names of its folder are known beside, not instead of, what the model as it is carries out."""
+    config = MixtralConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        vocab_size=32,
+        num_local_experts=2,
+    )
+    model = MixtralForCausalLM(config)
+    plain = family_of(model)
+    for block in model.model.layers:
+        block.self_attn.o_proj = Adapted(block.self_attn.o_proj)
+    adapted = family_of(model)
+    assert plain.identity_value("self_attn.o_proj.weight") == 0.0
+    assert adapted.identity_value("self_attn.o_proj.base.weight") == 0.0
+    assert adapted.identity_value("self_attn.o_proj.up.weight") == 0.0
+    assert adapted.identity_value("block_sparse_moe.experts.1.w2.weight") == 0.0
+
+
+class Adapted(nn.Module):
+    """A projection with a low-rank one beside it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))

@@ -94,22 +94,14 @@ def _matches(suffix: str, name: str) -> bool:
     return re.fullmatch(rf"{pattern}(\.[^.]+)?", suffix) is not None
 
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        # A checkpoint's folder holds one matrix for each expert, the model one tensor for all of them.
-        Family(
-            model_type="mixtral",
-            blocks="model.layers",
-            output_projections=(
-                "self_attn.o_proj",
-                "mlp.experts.down_proj",
-                "block_sparse_moe.experts.*.w2",
-            ),
-        ),
-    )
+FAMILIES: dict[str, Family] = {}
+"""Registry by `model_type`, asked first: for a family of one's own that its structure does not tell."""
+
+PROJECTIONS_ON_DISK: dict[str, tuple[str, ...]] = {
+    # The folder holds one matrix for each expert, the model one tensor for all of them.
+    "mixtral": ("block_sparse_moe.experts.*.w2",),
 }
-"""Registry by `model_type`, asked first; for families that need more than their structure tells."""
+"""Output projections by `model_type` whose names in a checkpoint's folder are not the model's."""
 
 
 def family_of(
@@ -207,15 +199,18 @@ def _in_model(model: nn.Module, blocks: str | None, depth_key: str | None) -> Fa
         blocks = find_blocks(model, None if getattr(config, "is_encoder_decoder", False) else depth)
     depth_key = depth_key or depth_key_of(config, len(blocks_at(model, blocks)))
     found = examine(model, blocks)
+    model_type = getattr(config, "model_type", "module")
+    on_disk = PROJECTIONS_ON_DISK.get(model_type, ())
+    aliases = dict.fromkeys(on_disk, 0.0) if found.values else {}
     return Family(
         blocks=blocks,
-        output_projections=tuple(sorted({_module_of(name) for name in found.projections})),
-        identity=tuple(sorted(found.values.items())),
+        output_projections=tuple(sorted({*map(_module_of, found.projections), *on_disk})),
+        identity=tuple(sorted((found.values | aliases).items())),
         refusal=found.obstacle,
         unit_offset=found.unit_offset,
         depth_key=depth_key,
         per_layer_keys=per_layer_keys(config, depth_key) if depth_key else (),
-        model_type=getattr(config, "model_type", "module"),
+        model_type=model_type,
     )
 
 
