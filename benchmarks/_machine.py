@@ -11,7 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-VERSIONS = ("aiether", "torch", "transformers")
+import aiether
+
+VERSIONS = ("torch", "transformers")
 
 
 def about(
@@ -41,7 +43,8 @@ def cpu_name() -> str:
 
 def versions(*more: str) -> dict[str, str]:
     """Of Python, of what every benchmark runs on, and of `more` packages."""
-    return {"python": platform.python_version()} | {name: version(name) for name in (*VERSIONS, *more)}
+    own = {"python": platform.python_version(), "aiether": aiether.__version__}  # it may run uninstalled
+    return own | {name: version(name) for name in (*VERSIONS, *more)}
 
 
 def checkout() -> dict[str, Any]:

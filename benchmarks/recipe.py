@@ -34,8 +34,8 @@ from transformers import PreTrainedModel
 
 from aiether.evaluation import flops_per_token
 from aiether.growth import GrowthConfig, GrowthController, family_of, planned_depth
-from aiether.integrations import causal_loss
-from aiether.integrations._model import compile_blocks, grow_model
+from aiether.integrations import Rewarm, causal_loss
+from aiether.integrations._model import compile_blocks, grow_model, names_of_layers
 from aiether.integrations._optimizer_state import capture_moments, load_moments
 from aiether.training.model import build_model
 from aiether.training.optimizer import build_optimizer
@@ -59,7 +59,6 @@ class Arm:
     lr: float = 2e-3
     lr_depth_power: float = 0.0  # the rate at depth L is lr * (max_layers / L) ** lr_depth_power
     lr_warmup_steps: int = 100
-    rewarm_steps: int = 0
     decay_fraction: float = 0.2
     weight_decay: float = 0.1
     eval_interval_steps: int = 100
@@ -126,7 +125,6 @@ class Run:
         self.validation = validation.spread(arm.eval_windows)
         self.probe = validation.spread(arm.probe_windows)
         self.step, self.windows_seen, self.flops, self.seconds = 0, 0, 0, 0.0
-        self.grown_at: int | None = None
         self.batch_size = arm.small_batch_size or arm.batch_size
         self.rows: list[dict[str, Any]] = []
         self._open()
@@ -168,8 +166,6 @@ class Run:
         arm, step = self.arm, self.step
         decay_steps = round(arm.decay_fraction * end)
         factor = min(1.0, (step + 1) / arm.lr_warmup_steps) * min(1.0, (end - step) / decay_steps)
-        if self.grown_at is not None and arm.rewarm_steps:
-            factor *= min(1.0, (step - self.grown_at + 1) / arm.rewarm_steps)
         return self.peak * factor
 
     def train_step(self, end: int) -> None:
@@ -199,9 +195,14 @@ class Run:
         before = self.evaluate(self.probe)
         moments = capture_moments(self.model, self.optimizer)
         growth = grow_model(self.model, moments, self.controller, plan, self.step)
-        self.model, self.grown_at, self.batch_size = growth.model, self.step, self.arm.batch_size
+        self.model, self.batch_size = growth.model, self.arm.batch_size
         self._open()
         load_moments(self.model, self.optimizer, growth.migration.state.moments)
+        config = self.controller.config
+        if config.lr_policy != "unchanged":  # the hooks of an earlier growth went with its optimizer
+            names = (name for name, _ in self.model.named_parameters())
+            new = names_of_layers(names, self.family, plan.new_layers)
+            Rewarm(self.model, [self.optimizer], new, config.lr_policy, config.rewarm_steps)
         self._note("growth", depth=plan.depth_after, before=before, after=self.evaluate(self.probe))
 
     def _note(self, kind: str, **facts: Any) -> None:
