@@ -199,3 +199,15 @@ def test_planned_depth(settings: dict, final: int) -> None:
 def test_planned_depth_refuses_a_model_that_is_deeper_already() -> None:
     with pytest.raises(ValueError, match="raise max_layers"):
         planned_depth(GrowthConfig(max_layers=2), 3)
+
+
+@pytest.mark.parametrize("to_layers", [4.0, True, "4", None])
+def test_layers_to_grow_to_that_are_no_whole_number_are_refused(to_layers: object) -> None:
+    with pytest.raises(ValueError, match=r"to_layers is .*number of layers to grow to"):
+        GrowthPlan.stack(2, to_layers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("source", [True, 2.0, 0, -1])
+def test_a_number_of_layers_that_is_none_is_refused(source: object) -> None:
+    with pytest.raises(ValueError, match="is no number of layers: give a model"):
+        GrowthPlan.stack(source, 4)

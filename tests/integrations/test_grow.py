@@ -16,7 +16,7 @@ from transformers.optimization import Adafactor as HFAdafactor
 
 import aiether
 from aiether import GrowthConfig, GrowthError, GrowthPlan, GrowthReport, Trajectory
-from aiether.growth import Moments, family_of, renames
+from aiether.growth import Moments, depth_of, family_of, renames
 from aiether.integrations._grow_optimizer import moments_of
 from aiether.integrations._model import build_model
 from aiether.training.optimizer import build_optimizer
@@ -382,6 +382,23 @@ def test_a_plan_for_another_depth_or_without_a_new_layer_is_refused() -> None:
         aiether.grow(model, GrowthPlan.stack(3, 6), optimizer=optimizers)
     with pytest.raises(ValueError, match="has 2 already"):
         GrowthPlan.stack(model, 2)
+
+
+def test_what_is_no_plan_is_refused_by_name() -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"plan is 'stack': give a GrowthPlan"):
+        aiether.grow(model, "stack", optimizer=None)  # type: ignore[arg-type]
+
+
+def test_a_frozen_tensor_in_the_optimizer_stays_there_and_its_copy_joins_it() -> None:
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in blocks(model)[-1].parameters():
+        parameter.requires_grad_(False)
+    aiether.grow(model, GrowthPlan.stack(model, 2 * depth_of(model)), optimizer=optimizer)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in model.parameters()} == held
+    assert [next(block.parameters()).requires_grad for block in blocks(model)] == [True, False, True, False]
 
 
 def test_a_patched_forward_that_would_run_the_sources_weights_is_refused() -> None:

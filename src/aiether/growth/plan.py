@@ -207,6 +207,8 @@ class GrowthPlan:
         cls, source: Any, to_layers: int, init: Initialiser, placement: Placement, family: Family | None
     ) -> GrowthPlan:
         before = depth_of(source, family)
+        if not _is_whole(to_layers):
+            raise ValueError(f"to_layers is {to_layers!r}: give the number of layers to grow to, such as 24")
         if to_layers <= before:
             raise ValueError(
                 f"to_layers is {to_layers}, the model has {before} already: ask for more layers than that"
@@ -263,10 +265,14 @@ def depth_of(source: Any, family: Family | None = None) -> int:
     Raises
     ------
     ValueError
-        If neither a configuration nor a list of blocks says it.
+        If neither a configuration nor a list of blocks says it, or the number is no whole one from 1.
     """
-    if isinstance(source, int):
-        return source
+    if isinstance(source, bool | int | float):
+        if not _is_whole(source) or source < 1:
+            raise ValueError(
+                f"{source!r} is no number of layers: give a model, its configuration, or a whole number"
+            )
+        return int(source)
     config = getattr(source, "config", source)
     if isinstance(source, nn.Module) and (family is not None or not hasattr(config, "to_dict")):
         return len(blocks_at(source, (family or family_of(source)).blocks))
@@ -275,6 +281,11 @@ def depth_of(source: Any, family: Family | None = None) -> int:
     if depth_key is None or depth_key not in values:
         return (family or family_of(source)).depth(values)
     return int(values[depth_key])
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is a whole number; True and 4.0, which Python would take for one, are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def frontier(placement: Placement, depth: int) -> int:

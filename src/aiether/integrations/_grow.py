@@ -112,6 +112,10 @@ def grow(
     GrowthError
         If a trainable tensor is in no optimizer, or the grown model is not what its configuration describes.
     """
+    if not isinstance(plan, GrowthPlan):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(
+            f"plan is {plan!r}: give a GrowthPlan, such as GrowthPlan.stack(model, to_layers=24)"
+        )
     settings = _settings(growth, moments, lr_policy, rewarm_steps)
 
     def carry_out(state: TrainingState) -> Migration:
