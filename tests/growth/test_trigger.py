@@ -174,6 +174,44 @@ def test_fixed_plans_no_more_growths_than_the_depth_allows() -> None:
     assert TriggerState.start(config, depth=3, final_depth=12, total_steps=10, seed=0).due_steps == (2, 5)
 
 
+@pytest.mark.parametrize("trigger", ["geometric", "plateau"])
+@pytest.mark.parametrize("metrics", [None, (0.1, 0.1)])
+def test_a_trigger_that_never_fires_grows_at_its_deadlines(trigger, metrics: tuple | None) -> None:
+    config = GrowthConfig(
+        trigger=trigger, deadline_fractions=(0.5, 0.7), grow_by="double", protocol="none", pg_threshold=1e-9
+    )
+    state = TriggerState.start(config, depth=3, final_depth=12, total_steps=1000, seed=0)
+    shown = None if metrics is None else measured(*metrics)
+    found = []
+    for step in range(0, 1001, 50):
+        observed = observe(step, 2000.0 - step, shown, total_steps=1000, final_depth=12)
+        state, decision = decide(config, state, observed)
+        if decision.grow:
+            assert "due at the latest at step" in decision.reason
+            found.append(step)
+            state = state.after_growth(step)
+    assert found == [500, 700]
+
+
+def test_a_growth_that_came_early_leaves_the_next_deadline_where_it_was() -> None:
+    config = GrowthConfig(deadline_fractions=(0.5, 0.7), warmup_steps=0, pg_patience=1, pg_threshold=1.0)
+    state = TriggerState.start(config, depth=3, final_depth=12, total_steps=1000, seed=0)
+    state, _ = decide(config, state, observe(50, total_steps=1000, metrics=measured(*STAGNANT)))
+    state, decision = decide(config, state, observe(100, total_steps=1000, metrics=measured(*STAGNANT)))
+    assert decision.grow
+    assert "at the latest" not in decision.reason
+    state = state.after_growth(100)
+    assert state.next_due_step == 700
+    assert not decide(config, state, observe(600, total_steps=1000, metrics=measured(0.1, 0.1)))[1].grow
+
+
+def test_deadlines_mean_nothing_to_other_triggers() -> None:
+    config = GrowthConfig(trigger="never", deadline_fractions=(0.5,))
+    assert TriggerState.start(config, depth=3, final_depth=12, total_steps=10, seed=0).due_steps == ()
+    fixed = GrowthConfig(trigger="fixed", growth_fractions=(0.2,), deadline_fractions=(0.5,))
+    assert TriggerState.start(fixed, depth=3, final_depth=12, total_steps=10, seed=0).due_steps == (2,)
+
+
 def test_random_draws_its_steps_once_from_the_seed() -> None:
     config = GrowthConfig(trigger="random", warmup_steps=100, latest_growth=0.8, grow_by=1)
     start = {"depth": 1, "final_depth": 4, "total_steps": 1000}

@@ -79,6 +79,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "warmup_steps": "Steps before the first stagnation check.",
         "history_window_size": "Snapshots in the trajectory.",
         "collect_interval_steps": "Steps between snapshots.",
+        "deadline_fractions": "Triggers geometric and plateau: fractions of the steps at which the model "
+        "grows at the latest.",
         "growth_fractions": "Trigger fixed: the fractions of the steps at which the model grows.",
         "latest_growth": "No growth after this fraction of the steps.",
         "lag_interval": "Trigger lag: evaluations between two probes.",

@@ -62,6 +62,8 @@ class GrowthConfig:
     history_window_size: snapshots kept (S).
     collect_interval_steps: optimizer steps between two snapshots.
     growth_fractions: for trigger `fixed`, the fractions of the budget at which the model grows.
+    deadline_fractions: for triggers `geometric` and `plateau`, the fractions of the budget at which the model
+        grows at the latest, first growth first; empty: it grows when the trigger says so, or never.
     latest_growth: no growth after this fraction of the budget.
     lag_interval: for trigger `lag`, evaluations between two probes.
     lag_steps: optimizer steps that each grown fork of a probe trains.
@@ -93,6 +95,7 @@ class GrowthConfig:
     history_window_size: int = 15
     collect_interval_steps: int = 100
     growth_fractions: tuple[float, ...] = (0.2, 0.5)
+    deadline_fractions: tuple[float, ...] = ()
     latest_growth: float = 0.8
     lag_interval: int = 5
     lag_steps: int = 20
@@ -144,7 +147,8 @@ class GrowthConfig:
                 f"lr_policy is {self.lr_policy!r}: protocol 'report' has a warm-up and a restart of its own; "
                 "choose protocol 'none', or lr_policy 'unchanged'"
             )
-        self._validate_growth_fractions()
+        self._validate_fractions("growth_fractions")
+        self._validate_fractions("deadline_fractions")
         self._validate_lag_candidates()
         self._validate_depths()
 
@@ -160,23 +164,28 @@ class GrowthConfig:
         _validate_count("grow_by", self.grow_by, ("double", "max"))
         _validate_count("k_subspace", self.k_subspace, ("auto",))
 
-    def _validate_growth_fractions(self) -> None:
-        fractions = self.growth_fractions
+    def _validate_fractions(self, name: str) -> None:
+        fractions: tuple[float, ...] = getattr(self, name)
         if any(not 0 < fraction < 1 for fraction in fractions) or list(fractions) != sorted(set(fractions)):
-            raise ValueError(
-                f"growth_fractions is {fractions}: rising fractions of the budget in (0, 1) are meant"
-            )
-        if self.trigger != "fixed":
-            return
-        if not fractions:
+            raise ValueError(f"{name} is {fractions}: rising fractions of the budget in (0, 1) are meant")
+        if self.trigger == "fixed" and not self.growth_fractions:
             raise ValueError(
                 "growth_fractions is empty: trigger 'fixed' needs at least one, or use trigger 'never'"
             )
-        if fractions[-1] > self.latest_growth:
+        if fractions and fractions[-1] > self.latest_growth and name in self.clock:
             raise ValueError(
-                f"growth_fractions ends at {fractions[-1]}, after latest_growth ({self.latest_growth}): "
+                f"{name} ends at {fractions[-1]}, after latest_growth ({self.latest_growth}): "
                 "move the last growth forward or raise latest_growth"
             )
+
+    @property
+    def clock(self) -> dict[str, tuple[float, ...]]:
+        """The setting by which the trigger's growths are due at fractions of the budget, if there is one."""
+        if self.trigger == "fixed":
+            return {"growth_fractions": self.growth_fractions}
+        if self.trigger in ("geometric", "plateau") and self.deadline_fractions:
+            return {"deadline_fractions": self.deadline_fractions}
+        return {}
 
     def _validate_lag_candidates(self) -> None:
         placements, inits = get_args(Placement), get_args(Initialiser)

@@ -205,7 +205,7 @@ def _in_model(model: nn.Module, blocks: str | None, depth_key: str | None) -> Fa
     return Family(
         blocks=blocks,
         output_projections=tuple(sorted({*map(_module_of, found.projections), *on_disk})),
-        identity=tuple(sorted((found.values | aliases).items())),
+        identity=tuple(sorted({**found.values, **aliases}.items())),
         refusal=found.obstacle,
         unit_offset=found.unit_offset,
         depth_key=depth_key,

@@ -44,7 +44,8 @@ class TriggerState:
     stagnation: consecutive evaluations in stagnation (Definition 20).
     eval_losses: finite validation losses since the last growth.
     growth_steps: steps of the growths so far.
-    due_steps: steps at which growths are due, one each, for triggers that go by the clock; else empty.
+    due_steps: steps at which growths are due, one each, for triggers that go by the clock, or at the latest
+        (`deadline_fractions`); else empty.
     """
 
     stagnation: int = 0
@@ -56,15 +57,12 @@ class TriggerState:
     def start(
         cls, config: GrowthConfig, *, depth: int, final_depth: int, total_steps: int, seed: int
     ) -> TriggerState:
-        """The state before training: `fixed` and `random` know their times, which never change after."""
+        """The state before training: times by the clock, drawn ones too, never change after."""
         num_growths = len(depth_schedule(config, depth, final_depth=final_depth))
-        if config.trigger == "fixed":
-            due = tuple(_step_at(fraction, total_steps) for fraction in config.growth_fractions)[:num_growths]
-        elif config.trigger == "random":
-            due = draw_steps(config, num_growths, total_steps, seed)
-        else:
-            due = ()
-        return cls(due_steps=due)
+        if config.trigger == "random":
+            return cls(due_steps=draw_steps(config, num_growths, total_steps, seed))
+        fractions = next(iter(config.clock.values()), ())
+        return cls(due_steps=tuple(_step_at(fraction, total_steps) for fraction in fractions)[:num_growths])
 
     @property
     def num_growths(self) -> int:
@@ -121,6 +119,9 @@ def decide(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple
         )
     state = replace(state, eval_losses=(*state.eval_losses, float(obs.eval_loss)))
     state, decision = TRIGGERS[config.trigger](config, state, obs)
+    due = state.next_due_step
+    if "deadline_fractions" in config.clock and not decision.grow and due is not None and obs.step >= due:
+        decision = Decision(True, f"due at the latest at step {due} (deadline_fractions); {decision.reason}")
     if decision.grow and (limit := _limit(config, obs)):
         return state, Decision(False, f"{limit} ({decision.reason})")
     return state, decision
@@ -174,6 +175,8 @@ def growth_warnings(config: GrowthConfig, *, total_steps: int, depth: int | None
         "fixed": _step_at(config.growth_fractions[0], total_steps) if config.growth_fractions else 0,
         "random": min(config.warmup_steps, _step_at(config.latest_growth, total_steps)),
     }[config.trigger]
+    if "deadline_fractions" in config.clock:
+        first = min(first, _step_at(config.deadline_fractions[0], total_steps))
     last = _step_at(config.latest_growth, total_steps)
     if config.protocol_steps:
         last = min(last, total_steps - config.protocol_steps - 1)
