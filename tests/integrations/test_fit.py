@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import data_loader
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from aiether.growth import GrowthConfig
@@ -333,3 +334,20 @@ def test_growth_in_bfloat16_keeps_what_is_computed_in_float32(tmp_path: Path) ->
     for name, buffer in before.items():
         assert after[name].dtype == buffer.dtype
         assert torch.equal(after[name], buffer)
+
+
+@pytest.mark.parametrize("non_blocking", [True, False])
+def test_every_stage_copies_its_batches_as_the_user_set_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, non_blocking: bool
+) -> None:
+    """accelerate forgets the setting in the loaders of every stage but the first."""
+    send, asynchronous = data_loader.send_to_device, []
+
+    def noted(batch: Any, device: Any, **settings: Any) -> Any:
+        asynchronous.append(settings["non_blocking"])
+        return send(batch, device, **settings)
+
+    monkeypatch.setattr(data_loader, "send_to_device", noted)
+    run(tmp_path, growth(init="copy"), eval_strategy="no", accelerator_config={"non_blocking": non_blocking})
+    assert len(asynchronous) >= 24
+    assert set(asynchronous) == {non_blocking}

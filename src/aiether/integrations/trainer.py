@@ -18,6 +18,7 @@ from aiether.growth import GrowthConfig
 
 from ._fault import disk_full, is_disk_full
 from ._interrupt import catch_interrupts
+from ._loading import keep_copies_asynchronous
 from ._lock import hold
 from ._observer import RunObserver
 from ._result import FitResult
@@ -86,6 +87,7 @@ def fit(
     """
     config = growth_config(trainer, growth)
     refuse_unsupported(trainer, config)
+    keep_copies_asynchronous()
     if cuda_graphs:
         check_cuda_graphs(trainer, compile)
     for callback in growth_callbacks(trainer):  # they act on their own only in a bare trainer.train()
