@@ -52,10 +52,15 @@ def child(text: Path, cache: Path) -> None:
 
     marks: dict[str, list[float]] = {}
 
+    written = 0.0
+
     def progress(phase: str, fraction: float) -> None:
+        nonlocal written
         now = time.monotonic()
         marks.setdefault(phase, [now, now])[1] = now
-        (cache / "progress").write_text(f"{phase} {fraction:.4f}")
+        if now - written >= _SAMPLE_S:  # it is called for every few kilobytes
+            written = now
+            (cache / "progress").write_text(f"{phase} {fraction:.4f}")
 
     data = prepare(DataConfig(dataset_path=str(text), cache_dir=str(cache)), progress)
     phases = {phase: round(end - start, 2) for phase, (start, end) in marks.items()}
