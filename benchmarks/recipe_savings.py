@@ -1,12 +1,13 @@
 """What growing saved: every grown run of a screening against the tuned static curve of its optimizer.
 
-    python benchmarks/recipe_savings.py benchmarks/results/recipe/*.jsonl [--page docs/recipe.md]
+    python benchmarks/recipe_savings.py benchmarks/results/recipe/*.jsonl [--only STEM] [--page PAGE.md]
 
 The static curve of one seed goes, at each length, through the best loss over the learning rates tried. "Same
 loss" is read off that curve between the two lengths around it, straight in (log budget, loss); a loss outside
 the lengths that were run gets no figure. A saving is 1 - grown budget / static budget, for head-inclusive
 FLOPs and for seconds; for seconds the speed of the static runs in the same results file counts, which one
-machine wrote. Prints Markdown, or writes it between the markers of a page.
+machine wrote. Prints Markdown, or writes it between the markers of a page: static runs and grown ones, or
+with --only the grown runs of one results file.
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ def over_seeds(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         name = entries[0]["name"]
         merged.append({"name": name, "steps": steps, "optimizer": optimizer, "width": width})
         merged[-1]["losses"] = [entry["loss"] for entry in entries]
-        merged[-1]["flops"] = entries[0]["flops"]
+        spent = [entry["flops"] for entry in entries]
+        merged[-1]["flops"] = spent if len(set(spent)) > 1 else spent[:1]  # those of a trigger differ by seed
         merged[-1]["seconds"] = statistics.fmean(entry["seconds"] for entry in entries)
         for budget in ("flops", "seconds"):
             known = [e["saved"][budget] for e in entries if e["saved"][budget] is not None]
@@ -128,18 +130,23 @@ def over_seeds(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return merged
 
 
-def markdown(ends: Sequence[End], merged: Iterable[dict[str, Any]]) -> str:
+def static_table(ends: Sequence[End]) -> str:
     lines = ["| static run | seed | steps | loss | FLOPs (1e16) | s |", "|---|---|---|---|---|---|"]
     for end in sorted((e for e in ends if e.static), key=lambda e: (e.group, e.name, e.steps)):
         lines.append(
             f"| {end.name} | {end.group[2]} | {end.steps} | {end.loss:.3f} | {end.flops / 1e16:.3f} | "
             f"{end.seconds:.0f} |"
         )
-    lines += ["", "| grown run | steps | loss by seed | FLOPs (1e16) | FLOPs saved | time saved |"]
+    return "\n".join(lines)
+
+
+def grown_table(merged: Iterable[dict[str, Any]]) -> str:
+    lines = ["| grown run | steps | loss by seed | FLOPs (1e16) | FLOPs saved | time saved |"]
     lines.append("|---|---|---|---|---|---|")
     for row in sorted(merged, key=lambda r: (r["width"], r["optimizer"], statistics.fmean(r["losses"]))):
         losses = " / ".join(f"{loss:.3f}" for loss in row["losses"])
-        cells = [row["name"], str(row["steps"]), losses, f"{row['flops'] / 1e16:.3f}"]
+        budget = " / ".join(f"{flops / 1e16:.3f}" for flops in row["flops"])
+        cells = [row["name"], str(row["steps"]), losses, budget]
         cells += [_percent(row[f"{budget}_saved"]) for budget in ("flops", "seconds")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -158,10 +165,14 @@ def main() -> None:
     )
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--only", help="stem of the results file whose grown runs are shown")
     arguments = parser.parse_args()
     ends = read_ends(arguments.results)
-    merged = over_seeds(savings(ends))
-    text = markdown(ends, merged)
+    saved = savings(ends)
+    if arguments.only:
+        text = grown_table(over_seeds(row for row in saved if row["source"] == arguments.only))
+    else:
+        text = f"{static_table(ends)}\n\n{grown_table(over_seeds(saved))}"
     if arguments.page is None:
         print(text)
     else:

@@ -36,7 +36,11 @@ def _growth() -> list[str]:
     script = runpy.run_path(str(REPOSITORY / "benchmarks" / "recipe_savings.py"))
     ends = script["read_ends"](sorted((RESULTS / "recipe").glob("*.jsonl")))
     rows, rerun = [], "[docs/recipe.md](docs/recipe.md)"
-    merged = [row for row in script["over_seeds"](script["savings"](ends)) if len(row["flops_saved"]) >= 3]
+    merged = [
+        row
+        for row in script["over_seeds"](script["savings"](ends))
+        if len(row["flops_saved"]) >= 3 and row["seconds_saved"]
+    ]
     for optimizer, name in (("adamw", "AdamW"), ("muon", "Muon")):
         best = max((r for r in merged if r["optimizer"] == optimizer), key=lambda r: fmean(r["flops_saved"]))
         each = ", ".join(f"{saved:.0%}" for saved in best["flops_saved"])
