@@ -197,8 +197,10 @@ def test_a_mixtral_with_an_adapter_is_asked_for_its_structure() -> None:
     )
     model = MixtralForCausalLM(config)
     plain = family_of(model)
-    for block in model.model.layers:
-        block.self_attn.o_proj = Adapted(block.self_attn.o_proj)
+    for name, block in [(n, m) for n, m in model.named_modules() if n.endswith("self_attn")]:
+        base = block.get_submodule("o_proj")
+        assert isinstance(base, nn.Linear), name
+        block.add_module("o_proj", Adapted(base))
     adapted = family_of(model)
     assert plain.identity_value("self_attn.o_proj.weight") == 0.0
     assert adapted.identity_value("self_attn.o_proj.base.weight") == 0.0
