@@ -35,6 +35,7 @@ class End:
     group: tuple[str, int, int]  # optimizer, width, seed
     source: str  # the results file
     static: bool
+    depth: int  # at the end; only runs of one final depth are compared
     steps: int
     loss: float
     flops: float
@@ -56,6 +57,7 @@ def read_ends(paths: Iterable[Path]) -> list[End]:
                     group,
                     source,
                     not arm["growth"],
+                    row["depth"],
                     row["end"],
                     row["loss"],
                     row["flops"],
@@ -101,8 +103,8 @@ def savings(ends: Sequence[End]) -> list[dict[str, Any]]:
     rows = []
     for group in sorted({end.group for end in ends}):
         members = [end for end in ends if end.group == group]
-        curve = static_curve(members)
         for end in (end for end in members if not end.static):
+            curve = static_curve(member for member in members if member.depth == end.depth)
             static, rate = flops_at(curve, end.loss), seconds_per_flop(members, end.source)
             saved = {"flops": None if static is None else 1 - end.flops / static, "seconds": None}
             if static is not None and rate is not None:
@@ -119,7 +121,9 @@ def over_seeds(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     merged = []
     for (_, steps, optimizer, width), entries in grouped.items():
         name = entries[0]["name"]
-        merged.append({"name": name, "steps": steps, "optimizer": optimizer, "width": width})
+        depths = ", ".join(str(depth) for depth in sorted({entry["depth"] for entry in entries}))
+        merged.append({"name": f"{name} ({depths} layers at the end)" if depths != "12" else name})
+        merged[-1] |= {"steps": steps, "optimizer": optimizer, "width": width}
         merged[-1]["losses"] = [entry["loss"] for entry in entries]
         spent = [entry["flops"] for entry in entries]
         merged[-1]["flops"] = spent if len(set(spent)) > 1 else spent[:1]  # those of a trigger differ by seed

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "fuzz.py"
-EXAMPLES = {"config": 12, "flags": 12, "data": 5, "damage": 5}
+EXAMPLES = {"config": 10, "flags": 10, "data": 4, "damage": 4}
 
 
 @pytest.fixture(scope="module")

@@ -61,8 +61,7 @@ def growth(**settings: Any) -> GrowthConfig:
     return GrowthConfig(**{**plain, **settings})
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])
-@pytest.mark.parametrize("placement", ["stack", "front"])
+@pytest.mark.parametrize(("arch", "placement"), [("gpt2", "stack"), ("llama", "front")])
 def test_growth_makes_no_new_graph_in_training_or_evaluation(
     tmp_path: Path, graphs: Callable[[], int], arch: str, placement: str
 ) -> None:
