@@ -4,7 +4,7 @@
 
 A plain training loop around the product's own parts: its models, optimizers, compiled blocks and head, its
 controller, which decides, and its `migrate`, which grows. No Trainer, no checkpoints: a screening run costs
-its training alone. What wins here is confirmed with `aiether train` (docs/recipe.md).
+its training alone. Results: docs/recipe.md.
 
 ARMS.json holds {"base": {...}, "arms": [{"name": ..., ...}, ...]}: differences from `Arm`'s defaults, growth
 settings under "growth". DIR holds train.bin and val.bin (uint16 tokens). Arms whose name and seed are in

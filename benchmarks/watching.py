@@ -195,7 +195,7 @@ def train_in_turns(
 def measure(base: TrainConfig, num_blocks: int) -> dict[str, Any]:
     on_gpu = base.device == "cuda"
     clock = _gpu_clock if on_gpu else time.process_time
-    config = replace(base, trigger="geometric", tau_crit=1e9, kappa_crit=1e9)
+    config = replace(base, trigger="geometric", tau_crit=1e9, kappa_crit=1e9, deadline_fractions=())
     full = base.history_window_size * base.collect_interval_steps // BLOCK_STEPS * BLOCK_STEPS
     steps = full + num_blocks * BLOCK_STEPS
     data, turns = prepare(base), Turns()

@@ -71,6 +71,19 @@ def test_the_answer_is_what_the_trigger_says_as_the_run_goes() -> None:
     assert (firing.step, firing.trigger) == (expected, "geometric")
 
 
+@pytest.mark.parametrize(
+    ("trigger", "times"), [("fixed", "growth_fractions"), ("geometric", "deadline_fractions")]
+)
+def test_times_by_the_clock_count_from_the_start_of_the_run(trigger: Any, times: str) -> None:
+    """After a growth the next of the run's own times is due, not the first again."""
+    rows = [{**row, "depth": 2 if row["step"] <= 200 else 4} for row in record()]
+    settings = config(**{"trigger": trigger, "tau_crit": 1e9, times: (0.2, 0.5)})
+    small, grown = stretches(rows)
+    assert (grown.first_depth, grown.growth_steps) == (2, (200,))
+    assert first_firing(settings, small, **RUN).step == 200
+    assert first_firing(settings, grown, **RUN).step == 500
+
+
 def test_every_trigger_is_asked() -> None:
     (stretch,) = stretches(record())
     firings = every_firing(config(), stretch, **RUN)

@@ -21,12 +21,17 @@ _METRICS = tuple(field.name for field in fields(GeometryMetrics))
 
 @dataclass(frozen=True)
 class Stretch:
-    """The evaluations of a run at one depth; steps count from the start of the run."""
+    """The evaluations of a run at one depth; steps count from the start of the run.
+
+    `first_depth` is the run's own at its start (None: this one), `growth_steps` are its growths up to here.
+    """
 
     depth: int
     steps: tuple[int, ...]
     eval_losses: tuple[float, ...]
     metrics: tuple[GeometryMetrics | None, ...]
+    first_depth: int | None = None
+    growth_steps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ def stretches(rows: Iterable[Mapping[str, Any]]) -> list[Stretch]:
         if all(row.get(name) is not None for name in _METRICS):
             measured = GeometryMetrics(**{name: row[name] for name in _METRICS})
         if not result or result[-1].depth != row["depth"]:
-            result.append(Stretch(int(row["depth"]), (), (), ()))
+            first = result[0].depth if result else None
+            grown = (*result[-1].growth_steps, result[-1].steps[-1]) if result else ()
+            result.append(Stretch(int(row["depth"]), (), (), (), first, grown))
         last = result[-1]
         result[-1] = replace(
             last,
@@ -84,9 +91,11 @@ def first_firing(
     """
     if config.trigger == "lag":
         return Firing("lag", None, "cannot be asked from a record: it trains forks of the model", asked=False)
+    first_depth = stretch.first_depth or stretch.depth
     state = TriggerState.start(
-        config, depth=stretch.depth, final_depth=final_depth, total_steps=total_steps, seed=seed
+        config, depth=first_depth, final_depth=final_depth, total_steps=total_steps, seed=seed
     )
+    state = replace(state, growth_steps=stretch.growth_steps)
     reason = "the record holds no evaluation at this depth"
     for step, loss, measured in zip(stretch.steps, stretch.eval_losses, stretch.metrics, strict=True):
         seen = Observation(
