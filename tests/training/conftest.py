@@ -1,14 +1,10 @@
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import pytest
 
 from aiether.training import run as job
-
-# Every stage of a Trainer collects garbage, and would look through all that the imports made each time.
-gc.freeze()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Not a test: test_kill_resume.py starts it, in a child forked from a server that 
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -73,6 +74,7 @@ KILLS: dict[str, Callable[[], None]] = {
 
 def main(settings: dict[str, Any], run_dir: str, kill: str) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # as in conftest.py
     run.write_report = lambda directory: directory / "report.html"  # seconds a run, and not what is tested
     samples.NEW_TOKENS = 20
     KILLS[kill]()
