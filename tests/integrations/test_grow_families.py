@@ -24,12 +24,24 @@ from .test_grow import same
 TOKENS = torch.randint(1, VOCAB, (2, 8), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize("case", FAMILY_TABLE, ids=FAMILY_NAMES)
-def test_a_family_grows_in_place_as_it_does_on_paper(case: FamilyCase) -> None:
-    model = case.build(2)
-    family, plan = family_of(model), GrowthPlan.interleave(model, 4, "noise")
+PLACEMENTS, INITS = ("stack", "interleave", "top", "front"), ("noise", "zero", "random", "copy", "zero")
+FORMS = [(PLACEMENTS[index % 4], INITS[index % 5]) for index in range(20)]
+"""Families take them in turn; `migrate` is tested with every placement and initialiser for each."""
+
+
+@pytest.mark.parametrize(
+    ("case", "form"),
+    [(case, FORMS[index % len(FORMS)]) for index, case in enumerate(FAMILY_TABLE)],
+    ids=FAMILY_NAMES,
+)
+def test_a_family_grows_in_place_as_it_does_on_paper(case: FamilyCase, form: tuple[Any, Any]) -> None:
+    placement, init = form
+    model = case.build(3)
+    family, plan = family_of(model), getattr(GrowthPlan, placement)(model, 5, init)
+    with torch.no_grad():
+        logits_before = model.eval()(TOKENS).logits
     state = TrainingState(config=model.config.to_dict(), tensors=dict(model.state_dict()), family=family)
-    expected = aiether.migrate(state, plan, growth=GrowthConfig(), final_depth=4, seed=1).state
+    expected = aiether.migrate(state, plan, growth=GrowthConfig(), final_depth=5, seed=1).state
     reference = build_model(model, expected)
     optimizer = AdamW(model.parameters(), lr=1e-2)
 
@@ -48,11 +60,15 @@ def test_a_family_grows_in_place_as_it_does_on_paper(case: FamilyCase) -> None:
     }
     with torch.no_grad():
         assert torch.equal(model(TOKENS).logits, reference.eval()(TOKENS).logits)
+        if init == "zero":
+            torch.testing.assert_close(model(TOKENS).logits, logits_before, rtol=1e-5, atol=1e-6)
         cached, uncached = (model.generate(TOKENS, use_cache=use, **settings) for use in (True, False))  # type: ignore[operator]
     assert torch.equal(cached, uncached)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.train()(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss.backward()
-    optimizer.step()
+    for _ in range(3):
+        model.train()(input_ids=TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
     assert not [name for name in report.new_tensors if torch.equal(before[name], model.get_parameter(name))]
 
 
