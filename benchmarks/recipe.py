@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from _machine import about
 from aiether.evaluation import flops_per_token
 from aiether.growth import GrowthConfig, GrowthController, family_of, planned_depth
 from aiether.integrations import Rewarm, causal_loss
@@ -301,6 +302,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--worker", default="0/1")
+    parser.add_argument("--commit", default=None, help="where the tree is no git checkout")
     parser.add_argument("--budget_s", type=float, default=math.inf)
     arguments = parser.parse_args()
     worker, num_workers = map(int, arguments.worker.split("/"))
@@ -323,7 +325,8 @@ def main() -> None:
         validation = read_windows(arguments.data / "val.bin", arm.context_length, 0, device)
         rows = Run(arm, train, validation, device).execute()
         gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-        result = {"arm": asdict(arm), "gpu": gpu, "torch": torch.__version__, "rows": rows}
+        where = about(seeds=[arm.seed], commit=arguments.commit)
+        result = {"arm": asdict(arm), "gpu": gpu, "torch": torch.__version__, **where, "rows": rows}
         with arguments.out.open("a") as file:
             file.write(json.dumps(result) + "\n")
 
