@@ -18,14 +18,12 @@ from transformers import PreTrainedConfig
 
 from aiether.growth import Family, GrowthPlan, block_tensors, index_attributes
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _RUNTIME_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
+    *_HOOKS,
     "_forward_hooks_with_kwargs",
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
-    "_backward_hooks",
-    "_backward_pre_hooks",
 )
 _OWN = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", *_RUNTIME_HOOKS}
 _ATOMIC = (int, float, complex, bool, str, bytes, type, type(None))
@@ -60,8 +58,10 @@ def make_blocks(
     """New blocks by their index in the grown model: their source's module around the migrated `tensors`.
 
     A new block has its source's classes, settings, mode and `requires_grad`. What the source shares with the
-    rest of the model (the configuration, a tied tensor, a common submodule) the new block shares too. Hooks
-    that run with the forward or backward pass stay where they were registered; so does compiled code.
+    rest of the model (the configuration, a tied tensor, a common submodule) the new block shares too. The
+    user's hooks that run with the forward or backward pass stay where they were registered; so does compiled
+    code. The hooks by which transformers collects hidden states, attentions and router logits are copied: it
+    registers them once, at the first forward pass that needs them, and would pass new blocks over.
 
     Raises
     ------
@@ -89,7 +89,8 @@ def _copy_block(source: nn.Module, tensors: Mapping[str, Tensor], shared: dict[i
             memo[id(buffer)] = tensors[suffix]
     for module in source.modules():
         for name in _RUNTIME_HOOKS:
-            memo[id(getattr(module, name))] = OrderedDict()
+            hooks = getattr(module, name)
+            memo[id(hooks)] = OrderedDict((key, hook) for key, hook in hooks.items() if _is_capture(hook))
     try:
         block = copy.deepcopy(source, memo)
     except Exception as error:
@@ -168,10 +169,18 @@ def _check_copyable(source: nn.Module, layer: int) -> None:
 
 
 def count_hooks(module: nn.Module) -> int:
-    """Forward and backward hooks that are registered in a block."""
-    return sum(len(getattr(inner, name)) for inner in module.modules() for name in _RUNTIME_HOOKS[:2]) + sum(
-        len(inner._backward_hooks) + len(inner._backward_pre_hooks) for inner in module.modules()
+    """Forward and backward hooks that are registered in a block, those that a copy gets excepted."""
+    return sum(
+        not _is_capture(hook)
+        for inner in module.modules()
+        for name in _HOOKS
+        for hook in getattr(inner, name).values()
     )
+
+
+def _is_capture(hook: object) -> bool:
+    """Whether transformers registered this hook to collect outputs. It knows nothing of its module."""
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
 
 
 def compile_likewise(
