@@ -357,6 +357,52 @@ def test_22_a_model_compiled_as_a_whole_is_refused(path: str) -> None:
         aiether.grow(model, GrowthPlan.top(model, 3), optimizer=None)
 
 
+@pytest.mark.parametrize("path", ["", "model"])
+def test_22_a_forward_that_was_compiled_as_a_whole_is_refused(path: str) -> None:
+    model = tiny_model("llama")
+    module: Any = model.get_submodule(path)
+    plain = module.forward
+    for compiled in (
+        torch.compile(plain, backend="eager"),
+        torch.no_grad()(torch.compile(plain, backend="eager")),
+    ):
+        module.forward = compiled
+        with pytest.raises(ValueError, match=r"del .*forward.*block.compile\(\)"):
+            aiether.grow(model, GrowthPlan.top(model, 3), optimizer=None)
+    module.forward = torch.compiler.disable(plain)  # the contrary of compiled
+    aiether.grow(model, GrowthPlan.top(model, 3), optimizer=None)
+    assert len(blocks(model)) == 3
+
+
+def test_22_a_forward_that_its_class_compiles_is_refused() -> None:
+    class Compiled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+        @torch.compile(backend="eager")
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            for block in self.trunk:
+                hidden = block(hidden)
+            return hidden
+
+    model = Compiled()
+    with pytest.raises(ValueError, match="remove torch.compile from Compiled.forward"):
+        aiether.grow(model, GrowthPlan.top(model, 3), optimizer=None)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_report_says_when_blocks_were_compiled_anew_with_default_settings(given: bool) -> None:
+    model = tiny_model("llama", dropout=0.0)
+    for block in blocks(model):
+        block.compile(backend="eager", dynamic=True)
+    mine: Any = {"compile_block": lambda block: block.compile(backend="eager", dynamic=True)} if given else {}
+    report = aiether.grow(model, GrowthPlan.top(model, 4), optimizer=None, **mine)
+    assert any("compile_block=" in note for note in report.notes) != given
+    again = aiether.grow(tiny_model("llama"), GrowthPlan.top(2, 4), optimizer=None)
+    assert not any("compile_block=" in note for note in again.notes)
+
+
 def test_24_compiled_blocks_with_the_generation_cache_are_refused() -> None:
     model = tiny_model("llama")
     blocks(model)[0].compile(backend="eager")

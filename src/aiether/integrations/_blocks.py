@@ -187,12 +187,22 @@ def compile_likewise(
     made: Mapping[int, nn.Module],
     sources: Mapping[int, nn.Module],
     compile_block: Callable[[nn.Module], object],
-) -> None:
-    """Compile in new blocks what is compiled in their sources; a copy starts without compiled code."""
-    for layer, block in made.items():
-        for new, old in zip(block.modules(), sources[layer].modules(), strict=True):
-            if old._compiled_call_impl is not None and new is not old:
-                compile_block(new)
+) -> int:
+    """Compile in new blocks what is compiled in their sources; a copy starts without compiled code.
+
+    Returns
+    -------
+    The number of modules that were compiled.
+    """
+    compiled = [
+        new
+        for layer, block in made.items()
+        for new, old in zip(block.modules(), sources[layer].modules(), strict=True)
+        if old._compiled_call_impl is not None and new is not old
+    ]
+    for module in compiled:
+        compile_block(module)
+    return len(compiled)
 
 
 def install_blocks(undo: ExitStack, container: nn.Module, blocks: list[nn.Module]) -> None:

@@ -205,7 +205,7 @@ def grow_live(
         if measured is not None:
             function = function_change(measured, measure(model, batch, loss_fn))
             _check_function(plan, function)
-        compile_likewise(made, {layer: sources[plan.layers[layer].source] for layer in made}, compile_block)
+        notes += _compile(made, {layer: sources[plan.layers[layer].source] for layer in made}, compile_block)
         rewarm = _rewarm(model, optimizers, new, settings)
         undo.pop_all()
     return GrowthReport(
@@ -339,6 +339,20 @@ def _fallbacks(migration: Migration, new: Sequence[str]) -> list[str]:
         f"{count} of {len(new)} new tensors are not initialised by {migration.plan.init!r} but by {reason}: "
         "give a trajectory of this model"
         for reason, count in found.items()
+    ]
+
+
+def _compile(
+    made: Mapping[int, nn.Module],
+    sources: Mapping[int, nn.Module],
+    compile_block: Callable[[nn.Module], object],
+) -> list[str]:
+    compiled = compile_likewise(made, sources, compile_block)
+    if not compiled or compile_block is not nn.Module.compile:
+        return []
+    return [
+        f"{compiled} modules of new blocks were compiled with compile()'s default settings: if those of the "
+        "others have settings of their own, give compile_block=lambda block: block.compile(...)"
     ]
 
 

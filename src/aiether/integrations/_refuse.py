@@ -61,7 +61,9 @@ def _check_not_compiled_whole(model: nn.Module, family: Family) -> None:
     parts = family.blocks.split(".")
     for length in range(len(parts) + 1):
         path = ".".join(parts[:length])
-        if getattr(model.get_submodule(path), "_compiled_call_impl", None) is not None:
+        module = model.get_submodule(path)
+        _check_forward_not_compiled(module, path)
+        if module._compiled_call_impl is not None:
             raise ValueError(
                 f"{path or 'the model'!r} is compiled as a whole, which compiles again at every growth and "
                 "ends in eager mode: build the model without it, and compile each block with block.compile()"
@@ -74,6 +76,21 @@ def _check_not_compiled_whole(model: nn.Module, family: Family) -> None:
             "with the generation cache every compiled block is a graph of its own, and the last ones run in "
             "eager mode: set model.config.use_cache = False"
         )
+
+
+def _check_forward_not_compiled(module: nn.Module, path: str) -> None:
+    forward = module.forward
+    # functools.wraps carries the marks on; what is excepted from compiling has the first of them too.
+    if not hasattr(forward, "_torchdynamo_orig_callable") or hasattr(forward, "_torchdynamo_disable"):
+        return
+    if "forward" in vars(module):
+        remedy = f"take it away again (del model{'.' + path if path else ''}.forward)"
+    else:
+        remedy = f"remove torch.compile from {type(module).__name__}.forward"
+    raise ValueError(
+        f"the forward of {path or 'the model'!r} is compiled as a whole, which compiles again at every growth "
+        f"and ends in eager mode: {remedy}, and compile each block with block.compile()"
+    )
 
 
 def _check_parameters(model: nn.Module) -> None:
