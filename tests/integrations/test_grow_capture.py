@@ -1,4 +1,4 @@
-"""transformers' own hooks, which collect hidden states, attentions and router logits, after a growth in place.
+"""transformers' hooks that collect hidden states, attentions and router logits, after a growth in place.
 
 The library registers them once, at the first forward pass that asks for such outputs.
 """

@@ -387,7 +387,7 @@ def test_22_a_forward_that_its_class_compiles_is_refused() -> None:
             return hidden
 
     model = Compiled()
-    with pytest.raises(ValueError, match="remove torch.compile from Compiled.forward"):
+    with pytest.raises(ValueError, match=r"remove torch\.compile from Compiled\.forward"):
         aiether.grow(model, GrowthPlan.top(model, 3), optimizer=None)
 
 

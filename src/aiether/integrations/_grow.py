@@ -32,6 +32,7 @@ from aiether.growth import Moments as MomentsChoice
 from aiether.growth.structure import settings_of
 
 from ._blocks import block_list, compile_likewise, count_hooks, install_blocks, install_config, make_blocks
+from ._depth import check_no_other_config, install_depth
 from ._grow_optimizer import (
     GroupChange,
     GrownTensors,
@@ -183,7 +184,7 @@ def grow_live(
     check_unwrapped(model)
     family = family or family_of(model)
     _check_before(model, family, optimizers, schedulers, settings)
-    measured = None if batch is None else measure(model, batch, loss_fn)
+    measured = None if batch is None else measure(model, batch, loss_fn, block_list(model, family))
     names_before = {id(p): name for name, p in model.named_parameters()}
     weights_before = sum(p.numel() for p in model.parameters())
     sources = list(block_list(model, family).children())
@@ -194,16 +195,19 @@ def grow_live(
     made = make_blocks(model, family, plan, migration.state.tensors)
     with ExitStack() as undo:
         _install_model(undo, model, family, plan, made, state, migration)
+        notes += install_depth(undo, model, family, plan.depth_before, plan.depth_after)
         tensors = _grown_tensors(model, names_before, renames(names_before.values(), plan, family))
         groups = _install_training(undo, optimizers, schedulers, tensors, migration, settings)
         new = tuple(name for key, name in tensors.name_now.items() if key not in names_before)
         _check_after(model, optimizers, new)
         notes += _fallbacks(migration, new)
         if (note := compare_with_fresh(model, family, plan, config_before)) is not None:
-            notes.append(note)
+            notes.append(note if batch is not None else f"{note}; give a batch, and it is seen that they run")
         function = None
         if measured is not None:
-            function = function_change(measured, measure(model, batch, loss_fn))
+            measured_after = measure(model, batch, loss_fn, block_list(model, family))
+            function = function_change(measured, measured_after)
+            _check_ran(plan, measured.ran, measured_after.ran, function)
             _check_function(plan, function)
         notes += _compile(made, {layer: sources[plan.layers[layer].source] for layer in made}, compile_block)
         rewarm = _rewarm(model, optimizers, new, settings)
@@ -297,6 +301,7 @@ def _check_before(
 ) -> None:
     block_list(model, family)
     check_in_place(model, family)
+    check_no_other_config(model, family)
     if isinstance(model, PreTrainedModel):
         check_blocks(model, family)
     if optimizers:
@@ -329,6 +334,24 @@ def _check_function(plan: GrowthPlan, function: FunctionChange) -> None:
             f"init 'zero' did not keep the model's function (gap {function.relative_gap:.2%} of the output): "
             "a block writes into the residual stream by more than the family names (an adapter, a patched "
             "forward); name all of it, family_of(model, output_projections=(...)), or choose another init"
+        )
+
+
+def _check_ran(
+    plan: GrowthPlan, before: Sequence[bool], after: Sequence[bool], function: FunctionChange
+) -> None:
+    """A loop over a number of layers that growth does not know leaves layers out."""
+    idle = [layer for layer, ran in enumerate(after) if not ran]
+    if all(before) and idle:
+        raise GrowthError(
+            f"layers {idle} of the grown model do not run: it states its depth of {plan.depth_before} in a "
+            "place that growth does not know; let its forward pass loop over the list of blocks itself"
+        )
+    # Where blocks are not called as modules, the output alone tells.
+    if plan.init != "zero" and function.gap == 0 and not any(after[layer] for layer in plan.new_layers):
+        raise GrowthError(
+            "no new layer does anything to the output of this batch: it does not pass through the blocks, or "
+            "the model leaves new ones out; give a batch that passes through them, or leave it out"
         )
 
 

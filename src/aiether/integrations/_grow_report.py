@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,28 +106,50 @@ class GrowthReport:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model's output (..., features) and loss on one batch."""
+    """A model's output (..., features) and loss on one batch, and for each block whether it ran."""
 
     output: Tensor
     loss: float | None
+    ran: tuple[bool, ...]
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batch: Any, loss_fn: LossFn | None) -> Measured:
+def measure(model: nn.Module, batch: Any, loss_fn: LossFn | None, blocks: nn.Module) -> Measured:
     """Run one batch in evaluation mode, eagerly, leaving modes and random generators as they were.
 
     Parameters
     ----------
     batch: keyword arguments (a mapping), positional ones (a tuple or list), or the one argument.
     loss_fn: (output, batch) -> scalar; default: the output's `loss`, if it has one.
+    blocks: the list of blocks.
     """
-    with _evaluating(model), torch.compiler.set_stance("force_eager"):
+    with _evaluating(model), _watching(blocks) as ran, torch.compiler.set_stance("force_eager"):
         if isinstance(batch, Mapping):
             output = model(**batch)
         else:
             output = model(*batch) if isinstance(batch, tuple | list) else model(batch)
     loss = loss_fn(output, batch) if loss_fn is not None else getattr(output, "loss", None)
-    return Measured(_first_tensor(output).detach(), None if loss is None else float(loss))
+    count = len(list(blocks.children()))
+    seen = tuple(index in ran for index in range(count))
+    return Measured(_first_tensor(output).detach(), None if loss is None else float(loss), seen)
+
+
+@contextmanager
+def _watching(blocks: nn.Module) -> Iterator[set[int]]:
+    """Indices of the blocks that run: which are called, or a module of theirs that no other block has."""
+    owners = Counter(id(module) for block in blocks.children() for module in block.modules())
+    ran: set[int] = set()
+    with ExitStack() as remove:
+        for index, block in enumerate(blocks.children()):
+            for module in block.modules():
+                if owners[id(module)] == 1:
+                    hook = partial(_note_index, ran, index)
+                    remove.callback(module.register_forward_pre_hook(hook).remove)
+        yield ran
+
+
+def _note_index(ran: set[int], index: int, *_: Any) -> None:
+    ran.add(index)
 
 
 @contextmanager

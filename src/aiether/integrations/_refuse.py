@@ -88,8 +88,8 @@ def _check_forward_not_compiled(module: nn.Module, path: str) -> None:
     else:
         remedy = f"remove torch.compile from {type(module).__name__}.forward"
     raise ValueError(
-        f"the forward of {path or 'the model'!r} is compiled as a whole, which compiles again at every growth "
-        f"and ends in eager mode: {remedy}, and compile each block with block.compile()"
+        f"the forward of {path or 'the model'!r} is compiled as a whole, which compiles again at every "
+        f"growth and ends in eager mode: {remedy}, and compile each block with block.compile()"
     )
 
 
