@@ -36,7 +36,7 @@ def block_list(model: nn.Module, family: Family) -> nn.Module:
     Raises
     ------
     ValueError
-        If the model has none at the family's path.
+        If the model has none at the family's path, or one module stands at two places in it.
     """
     try:
         container = model.get_submodule(family.blocks)
@@ -49,6 +49,14 @@ def block_list(model: nn.Module, family: Family) -> nn.Module:
         raise ValueError(
             f"{family.blocks!r} is no list of blocks: its children are {list(container._modules)}"
         )
+    place: dict[int, str] = {}
+    for name, block in container._modules.items():
+        if id(block) in place:
+            raise ValueError(
+                f"layers {place[id(block)]} and {name} of {family.blocks!r} are one module, which "
+                "cannot be grown as two layers: put a copy.deepcopy of it in one place, or share its tensors alone"
+            )
+        place[id(block)] = name
     return container
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
@@ -120,6 +120,8 @@ def grow(
     settings = _settings(growth, moments, lr_policy, rewarm_steps)
 
     def carry_out(state: TrainingState) -> Migration:
+        if trajectory:
+            _check_trajectory(trajectory, state.tensors)
         return migrate(
             state,
             plan,
@@ -158,6 +160,16 @@ def _settings(
     settings = replace(base, **{key: value for key, value in given.items() if value is not None})
     settings.validate()
     return settings
+
+
+def _check_trajectory(trajectory: Trajectory, tensors: Mapping[str, Tensor]) -> None:
+    for name in trajectory.names:
+        shape = tuple(trajectory.snapshots(name)[-1].shape)
+        if name in tensors and shape != tuple(tensors[name].shape):
+            raise ValueError(
+                f"the trajectory holds {name!r} of shape {shape}, the model of {tuple(tensors[name].shape)}: it "
+                "is of another model; give this model's, or none"
+            )
 
 
 def _unwrap_schedulers(scheduler: Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,12 @@ _WRAPPERS = {
 
 
 def check_unwrapped(model: nn.Module) -> None:
-    """Raise ValueError, with the remedy, for a wrapped, sharded or spread model."""
+    """Raise ValueError, with the remedy, for a wrapped, sharded or spread model, or in inference mode."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "new tensors that are made in inference mode could not be trained: grow outside of "
+            "torch.inference_mode()"
+        )
     for name, module in model.named_modules():
         kinds = {cls.__name__ for cls in type(module).__mro__}
         for wrapper in _WRAPPERS.keys() & kinds:
@@ -50,9 +56,11 @@ def check_unwrapped(model: nn.Module) -> None:
 def check_in_place(model: nn.Module, family: Family) -> None:
     """Raise ValueError, with the remedy, if growing this bare model in place would go wrong.
 
-    Models compiled as a whole, parameters that are not plain, and pending gradients are refused.
+    Models compiled as a whole, configurations that cannot be changed, parameters that are not plain, and
+    pending gradients are refused.
     """
     _check_not_compiled_whole(model, family)
+    _check_config(model, family.depth_key)
     _check_parameters(model)
     check_no_gradients(model.named_parameters())
 
@@ -91,6 +99,25 @@ def _check_forward_not_compiled(module: nn.Module, path: str) -> None:
         f"the forward of {path or 'the model'!r} is compiled as a whole, which compiles again at every "
         f"growth and ends in eager mode: {remedy}, and compile each block with block.compile()"
     )
+
+
+def _check_config(model: nn.Module, depth_key: str | None) -> None:
+    config: Any = getattr(model, "config", None)
+    if config is None or depth_key is None:
+        return
+    kind = type(config).__name__
+    if isinstance(config, Mapping):
+        raise ValueError(
+            f"model.config is a {kind} that states the depth in {depth_key!r}: give the model an object with "
+            "attributes, such as types.SimpleNamespace(**config), or keep the dict under another name"
+        )
+    try:
+        setattr(config, depth_key, getattr(config, depth_key))
+    except Exception as error:
+        raise ValueError(
+            f"model.config of class {kind} cannot be changed ({error}), and its {depth_key!r} must grow: "
+            "make it an object whose attributes can be set, or keep it under another name"
+        ) from error
 
 
 def _check_parameters(model: nn.Module) -> None:
