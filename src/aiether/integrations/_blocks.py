@@ -54,7 +54,8 @@ def block_list(model: nn.Module, family: Family) -> nn.Module:
         if id(block) in place:
             raise ValueError(
                 f"layers {place[id(block)]} and {name} of {family.blocks!r} are one module, which "
-                "cannot be grown as two layers: put a copy.deepcopy of it in one place, or share its tensors alone"
+                "cannot be grown as two layers: put a copy.deepcopy of it in one place, or share its "
+                "tensors alone"
             )
         place[id(block)] = name
     return container

@@ -167,8 +167,8 @@ def _check_trajectory(trajectory: Trajectory, tensors: Mapping[str, Tensor]) -> 
         shape = tuple(trajectory.snapshots(name)[-1].shape)
         if name in tensors and shape != tuple(tensors[name].shape):
             raise ValueError(
-                f"the trajectory holds {name!r} of shape {shape}, the model of {tuple(tensors[name].shape)}: it "
-                "is of another model; give this model's, or none"
+                f"the trajectory holds {name!r} of shape {shape}, the model of "
+                f"{tuple(tensors[name].shape)}: it is of another model; give this model's, or none"
             )
 
 
