@@ -5,7 +5,7 @@ from __future__ import annotations
 from .config import GrowthConfig, LrPolicy, Moments
 from .controller import GrowthController
 from .families import FAMILIES, Family, block_tensors, family_of
-from .initialise import INITIALISERS, BlockSource, initialise_output_projections
+from .initialise import INITIALISERS, BlockSource, initialise_output_projections, silenced
 from .lag import Candidate, Trial, trial_steps
 from .lineage import LayerRecord, Lineage
 from .lr_policy import LrFactors, lr_factors
@@ -19,6 +19,7 @@ from .migrate import (
     migrate,
     origins,
     renames,
+    shared_names,
     training_family,
 )
 from .moments import FROM_ZERO, new_moments
@@ -95,6 +96,8 @@ __all__ = [
     "planned_depth",
     "relative_improvement",
     "renames",
+    "shared_names",
+    "silenced",
     "training_family",
     "trial_steps",
 ]

@@ -223,6 +223,10 @@ class GrowthController:
         self.trajectory.clear()
         return migration
 
+    def undo_growth(self, before: GrowthController) -> None:
+        """Be what `before`, a copy made before `grow`, is; the snapshots are gone."""
+        self.lineage, self.trigger_state, self._phases = before.lineage, before.trigger_state, before._phases
+
     def preview(self, state: TrainingState, plan: GrowthPlan) -> Migration:
         """What `grow` would make of `state`; the controller stays as it is."""
         return migrate(

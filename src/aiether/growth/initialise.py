@@ -6,7 +6,7 @@ Noise is drawn on the CPU in float32 and then moved, so that a new layer does no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,29 +100,39 @@ def _zero(source: BlockSource) -> Initialised:
 
     Pre-norm blocks lose their output projections, post-norm blocks the scale of the norm behind each branch.
     """
-    family = source.family
+    values = silenced(source.family, source.tensors, source.shared)
+    tensors, _ = _copy(source)
+    for suffix, value in values.items():
+        tensors[suffix].fill_(value)
+    return tensors, {}
+
+
+def silenced(family: Family, suffixes: Iterable[str], shared: frozenset[str]) -> dict[str, float]:
+    """What `zero` fills tensors of a block with; `suffixes`: all of the block's, `shared`: with other layers.
+
+    Raises
+    ------
+    ValueError
+        If no filling keeps the model's function.
+    """
     if family.refusal:
         raise ValueError(
             f"init 'zero' cannot keep the function of this {family.model_type}: {family.refusal}. Choose "
             "copy, noise, random or geometric, or name what silences a block: "
             "family_of(model, output_projections=(...))"
         )
-    tensors, _ = _copy(source)
-    values = {suffix: family.identity_value(suffix) for suffix in tensors}
-    if all(value is None for value in values.values()):
+    values = {suffix: value for suffix in suffixes if (value := family.identity_value(suffix)) is not None}
+    if not values:
         raise ValueError(
             f"family {family.model_type!r} names no output projection of this block: 'zero' cannot keep the "
             "function; name them: family_of(model, output_projections=(...))"
         )
-    for suffix, value in values.items():
-        if value is None:
-            continue
-        if suffix in source.shared:
+    for suffix in values:
+        if suffix in shared:
             raise ValueError(
                 f"init 'zero' would have to fill {suffix!r}, which layers share: choose another init"
             )
-        tensors[suffix].fill_(value)
-    return tensors, {}
+    return values
 
 
 def _random(source: BlockSource) -> Initialised:

@@ -52,8 +52,10 @@ def with_settings(config: PreTrainedConfig, settings: Mapping[str, Any]) -> PreT
     return changed
 
 
-def check_plan_fits(model: PreTrainedModel, plan: GrowthPlan, family: Family) -> None:
+def check_plan_fits(model: PreTrainedModel, plan: GrowthPlan, family: Family) -> PreTrainedModel:
     """Build both configurations without data: would every layer stay what it is in the grown model?
+
+    A `model` without data (meta device) counts as freshly built. Returns the grown one, without data.
 
     Raises
     ------
@@ -62,9 +64,10 @@ def check_plan_fits(model: PreTrainedModel, plan: GrowthPlan, family: Family) ->
     """
     grown = grow_config(model.config.to_dict(), plan, family)
     with torch.random.fork_rng(), torch.device("meta"):
-        before = type(model)(copy.deepcopy(model.config))
+        before = model if model.device.type == "meta" else type(model)(copy.deepcopy(model.config))
         after = type(model)(with_settings(model.config, grown))
     check_blocks_match(before, after, plan, family)
+    return after
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,20 @@ class Growth:
 def grow_model(
     model: PreTrainedModel, moments: Moments, controller: GrowthController, plan: GrowthPlan, step: int
 ) -> Growth:
-    """Migrate a live model's state and build the grown model around it; the old model stays as it is."""
+    """Migrate a live model's state and build the grown model around it; the old model stays as it is.
+
+    If it raises, the controller is as it was too, but for snapshots that the migration had used already.
+    """
     check_plan_fits(model, plan, controller.family)
     state = _state_of(model, moments, controller.family, step)
+    before = copy.copy(controller)
     migration = controller.grow(state, plan)
-    return Growth(
-        build_model(model, migration.state), migration, renames(state.tensors, plan, controller.family)
-    )
+    try:
+        grown = build_model(model, migration.state)
+    except Exception:
+        controller.undo_growth(before)
+        raise
+    return Growth(grown, migration, renames(state.tensors, plan, controller.family))
 
 
 def fork_model(

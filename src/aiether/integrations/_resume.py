@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from ._checkpoint import Checkpoint, CheckpointStore
 from ._quiet import without_progress_bars
-from ._weights import check_weights
+from ._weights import check_weights, read_mapping
 
 
 def find_checkpoint(
@@ -42,14 +44,49 @@ def find_checkpoint(
 
 
 def load_model(old: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model of a checkpoint, of `old`'s class and with its settings, on the CPU."""
+    """The model of a checkpoint, of `old`'s class and with its settings, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the checkpoint is of another class, or its weights are not all that the model has, which
+        `from_pretrained` would draw anew or leave out.
+    """
     check_weights(checkpoint.path)
+    _check_class(type(old).__name__, checkpoint)
     with without_progress_bars():
-        model = type(old).from_pretrained(
+        model, found = type(old).from_pretrained(
             checkpoint.path,
             use_safetensors=True,
             dtype=old.dtype,
             attn_implementation=old.config._attn_implementation,
+            output_loading_info=True,
         )
+    _check_complete(found, checkpoint)
     model.loss_type = old.loss_type
     return model
+
+
+def _check_class(name: str, checkpoint: Checkpoint) -> None:
+    written = read_mapping(checkpoint.path / "config.json").get("architectures") or [name]
+    if name not in written:
+        raise ValueError(
+            f"the checkpoint {checkpoint.path} holds a {', '.join(written)}, the Trainer a {name}: resume "
+            "with a Trainer around a model of the class of the first start"
+        )
+
+
+def _check_complete(found: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """What `from_pretrained` says of the names; tied ones, which are written once, are not among them."""
+    faults = {
+        "missing_keys": "lacks",
+        "unexpected_keys": "also holds",
+        "mismatched_keys": "has other shapes of",
+    }
+    for key, verb in faults.items():
+        if names := sorted(map(str, found.get(key, ()))):
+            raise ValueError(
+                f"the checkpoint {checkpoint.path} {verb} {len(names)} tensors of the model that its "
+                f"configuration describes, first {names[0]!r}: it was written from a model that was changed "
+                "after it was built. Start anew with a model that its configuration describes"
+            )

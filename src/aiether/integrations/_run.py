@@ -35,6 +35,7 @@ from ._result import FitResult
 from ._resume import find_checkpoint, load_model
 from ._setup import planned_steps, save_interval, workload
 from ._stage import Handover, Stage, StageLeft
+from ._switched import Switched
 
 logger = logging.get_logger("aiether")
 
@@ -75,6 +76,7 @@ class Run:
             directory=output_dir / "window",
         )
         self.frozen = frozen_names(model)
+        self.switched = Switched.of(model, self.controller.family)
         self.recipe = None if trainer.optimizer is None else OptimizerRecipe.of(self.trainer.optimizer, model)
         self.user_scheduler: Any = trainer.lr_scheduler
         self.own_optimizer_serves = True  # until its model is replaced, the one that the user built
@@ -145,7 +147,12 @@ class Run:
         if stage.decision is not None and stage.decision.probe:
             self.handover.pending_probe = stage.last_evaluation  # saved, so a probe cut short is repeated
         elif stage.decision is not None:
-            self._grow(stage.decision, stage.last_evaluation, step)
+            try:
+                self._grow(stage.decision, stage.last_evaluation, step)
+            except Exception:  # nothing of the training is lost, and a resumed run decides once more
+                self.handover.pending_evaluation = True
+                self._save(step)
+                raise
         elif not self.handover.pending_evaluation:
             self._next_phase_if_due(step)
         self._save(step)
@@ -237,6 +244,7 @@ class Run:
 
     def _prepare(self, model: PreTrainedModel, renames: Mapping[str, tuple[str, ...]]) -> None:
         """Compile a model and build its optimizer; `renames`: what names of the run's model are in it."""
+        self.switched.apply(model, self.controller.family)
         if self.compile:
             compile_blocks(model, self.controller.family, cuda_graphs=self.cuda_graphs)
         frozen = {new for name in self.frozen for new in renames.get(name, (name,))}

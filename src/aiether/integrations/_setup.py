@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedModel, Trainer
 
-from aiether.growth import GROWTH_PRESETS, GrowthConfig, family_of
+from aiether.growth import (
+    GROWTH_PRESETS,
+    PLACEMENTS,
+    Family,
+    GrowthConfig,
+    GrowthPlan,
+    block_tensors,
+    depth_schedule,
+    family_of,
+    planned_depth,
+    shared_names,
+    silenced,
+)
 
+from ._described import check_described, check_nothing_attached
 from ._growth_callback import GrowthCallback
 from ._memory import Workload
+from ._model import check_plan_fits
 from ._verify import check_blocks, check_one_device
 
 _NEEDS_LOSS = ("geometric", "plateau", "lag")
@@ -43,10 +58,10 @@ def check_cuda_graphs(trainer: Trainer, compiled: bool) -> None:
             f"cuda_graphs=True needs compile=True and a CUDA device (compile={compiled}, device {device!r}): "
             "leave it False"
         )
-    if trainer.args.gradient_checkpointing:
+    if trainer.args.gradient_checkpointing or getattr(trainer.model, "is_gradient_checkpointing", False):
         raise ValueError(
-            "cuda_graphs=True cannot run blocks a second time in the backward pass: set it to False, or "
-            "gradient_checkpointing=False"
+            "cuda_graphs=True cannot run blocks a second time in the backward pass: set it to False, or leave "
+            "gradient checkpointing off"
         )
     if trainer.args.gradient_accumulation_steps > 1:
         raise ValueError(
@@ -55,8 +70,13 @@ def check_cuda_graphs(trainer: Trainer, compiled: bool) -> None:
         )
 
 
-def refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
+def refuse_unsupported(trainer: Trainer, config: GrowthConfig, *, compiled: bool) -> None:
     args = trainer.args
+    if type(trainer.model).__name__ == "OptimizedModule":
+        raise ValueError(
+            "the Trainer's model is compiled as a whole: give it the model itself and call "
+            "fit(trainer, compile=True), which compiles the blocks of every stage"
+        )
     if not isinstance(trainer.model, PreTrainedModel):
         raise ValueError(f"fit needs a transformers model, not {type(trainer.model).__name__}")
     if trainer.model_init is not None:
@@ -103,9 +123,46 @@ def refuse_unsupported(trainer: Trainer, config: GrowthConfig) -> None:
             f"{what} restarts the schedule, which a scheduler passed in optimizers=(...) cannot; "
             "set lr_scheduler_type in TrainingArguments instead, or protocol='none' and another lr_policy"
         )
-    check_blocks(trainer.model, family_of(trainer.model))
+    family = family_of(trainer.model)
+    check_blocks(trainer.model, family)
+    check_nothing_attached(trainer.model, family, compiled=compiled)
+    check_described(trainer.model)
+    check_growths(trainer.model, family, config)
     if config.probes:
         _check_probes(trainer)
+
+
+def check_growths(model: PreTrainedModel, family: Family, config: GrowthConfig) -> None:
+    """Carry out without data every growth that may come: one that cannot be is to be known now.
+
+    Of several forms (lag_candidates) each is followed from the first growth to the last by itself.
+
+    Raises
+    ------
+    ValueError
+        Naming the first growth that is impossible, and why.
+    """
+    if config.trigger == "never" or (config.dry_run and not config.probes):
+        return
+    depth = model.config.num_hidden_layers
+    depths = (depth, *depth_schedule(config, depth, final_depth=planned_depth(config, depth)))
+    if config.trigger == "fixed":
+        depths = depths[: len(config.growth_fractions) + 1]
+    tensors = model.state_dict()
+    shared = shared_names(tensors, family)
+    inner_shared = frozenset(parts[1] for name in shared if (parts := family.split(name)))
+    for placement, init in config.forms():
+        grown = model
+        for before, after in pairwise(depths):
+            plan = GrowthPlan(before, PLACEMENTS[placement](before, after), init, placement)
+            try:
+                if init == "zero":
+                    silenced(family, block_tensors(tensors, family)[0], inner_shared)
+                grown = check_plan_fits(grown, plan, family)
+            except ValueError as error:
+                raise ValueError(
+                    f"the growth from {before} to {after} layers ({placement}, {init}) cannot be: {error}"
+                ) from error
 
 
 def _check_probes(trainer: Trainer) -> None:

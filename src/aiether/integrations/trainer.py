@@ -86,7 +86,7 @@ def fit(
         If after a growth a trainable tensor is not in the optimizer, or a new one does not train.
     """
     config = growth_config(trainer, growth)
-    refuse_unsupported(trainer, config)
+    refuse_unsupported(trainer, config, compiled=compile)
     keep_copies_asynchronous()
     if cuda_graphs:
         check_cuda_graphs(trainer, compile)
