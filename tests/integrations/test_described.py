@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, PreTrainedModel, Trainer
+from torch.nn.utils.parametrizations import weight_norm
+from transformers import LlamaForCausalLM, PreTrainedModel, Trainer, Wav2Vec2Config, Wav2Vec2ForCTC
 
 from aiether import GrowthConfig, fit
 from aiether.growth import family_of
@@ -51,7 +52,7 @@ def checkpoint_of(model: PreTrainedModel, folder: Path) -> Checkpoint:
 
 
 def test_a_checkpoint_that_lacks_tensors_is_not_filled_with_random_ones(tmp_path: Path) -> None:
-    naive = LlamaForCausalLM.from_pretrained(checkpoint_of(wrapped(tiny_model("llama")), tmp_path).path)
+    naive: Any = LlamaForCausalLM.from_pretrained(checkpoint_of(wrapped(tiny_model("llama")), tmp_path).path)
     assert naive.model.layers[0].mlp.down_proj.weight.std() > 0, "drawn anew, with a warning only"
     with pytest.raises(ValueError, match=r"lacks 2 tensors.*layers\.0\.mlp\.down_proj\.weight.*Start anew"):
         load_model(tiny_model("llama"), Checkpoint(tmp_path, step=4, stage=0))
@@ -80,7 +81,7 @@ def test_a_whole_checkpoint_loads_with_its_ties(tmp_path: Path, arch: str) -> No
     assert tied == (arch == "gpt2")
 
 
-# -- a model that its configuration does not describe ----------------------------------------------------------
+# -- a model that its configuration does not describe -------------------------------------------------------
 
 
 def untied(model: PreTrainedModel) -> PreTrainedModel:
@@ -125,6 +126,30 @@ def test_what_the_configuration_describes_passes(arch: str) -> None:
     model = tiny_model(arch)
     model.resize_token_embeddings(40)
     check_described(model.bfloat16())
+
+
+def test_modules_that_are_parametrised_by_their_class_pass() -> None:
+    def parametrised() -> PreTrainedModel:
+        return Wav2Vec2ForCTC(
+            Wav2Vec2Config(
+                vocab_size=VOCAB,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+                conv_dim=(8,),
+                conv_stride=(2,),
+                conv_kernel=(3,),
+                num_conv_pos_embeddings=4,
+                num_conv_pos_embedding_groups=2,
+            )
+        )
+
+    check_described(parametrised())
+    model: Any = parametrised()
+    weight_norm(model.lm_head)
+    with pytest.raises(ValueError, match=r"lm_head\.parametrizations"):
+        check_described(model)
 
 
 # -- what was attached ---------------------------------------------------------------------------------------
@@ -172,14 +197,12 @@ def test_a_model_compiled_by_the_wrapper_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_the_libraries_attach_is_not_the_users(tmp_path: Path) -> None:
-    """transformers' hooks that capture outputs, accelerate's forward of mixed precision, our own compiled blocks."""
+    """transformers' hooks that capture outputs, accelerate's mixed precision, our own compiled blocks."""
     model = tiny_model("llama")
     model(torch.randint(VOCAB, (2, CONTEXT)), output_hidden_states=True)
     trainer = tiny_trainer(tmp_path, model, bf16=True)
     trainer.evaluate()
-    assert any(module._forward_hooks for module in model.modules()), (
-        "transformers no longer captures by hooks"
-    )
+    assert any(module._forward_hooks for module in model.modules()), "transformers captures without hooks"
     assert "forward" in vars(model), "accelerate no longer replaces the forward"
     model.enable_input_require_grads()
     family = family_of(model)

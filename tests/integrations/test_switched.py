@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from aiether import FitResult, GrowthConfig, fit
@@ -43,9 +44,8 @@ def test_gradient_checkpointing_goes_on_after_a_growth_and_after_a_resume(tmp_pa
     counted: list[int] = []
 
     def count(model: nn.Module, optimizer: Any) -> None:
-        counted.append(
-            sum(block._gradient_checkpointing_func.keywords["use_reentrant"] for block in blocks(model))
-        )  # type: ignore[union-attr]
+        functions: list[Any] = [block._gradient_checkpointing_func for block in blocks(model)]
+        counted.append(sum(function.keywords["use_reentrant"] for function in functions))
 
     result = run(tmp_path / "whole", switched_on(), growth(), callbacks=[AtStep(2, count), AtStep(7, count)])
     assert (checkpointed(result.model), counted) == ([True] * 4, [2, 4])
@@ -66,7 +66,7 @@ def test_every_other_layer_stays_every_other_layer() -> None:
         block: Any = blocks(model)[layer]
         block.gradient_checkpointing, block._gradient_checkpointing_func = (
             True,
-            torch.utils.checkpoint.checkpoint,
+            checkpoint,
         )
     family = family_of(model)
     Switched.of(model, family).apply(deeper, family)

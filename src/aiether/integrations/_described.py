@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedModel
 
 from aiether.growth import Family
@@ -61,11 +62,16 @@ def _class_difference(model: nn.Module, fresh: nn.Module) -> str | None:
     live = dict(model.named_modules(remove_duplicate=False))
     expected = dict(fresh.named_modules(remove_duplicate=False))
     for path in live | expected:
-        own, built = (type(m[path]) if path in m else None for m in (live, expected))
+        own, built = (_class_of(m[path]) if path in m else None for m in (live, expected))
         if own is not built:
             is_now, would_be = (cls.__name__ if cls else "missing" for cls in (own, built))
             return f"{path!r} is {is_now}, and {would_be} in a model that is built from it"
     return None
+
+
+def _class_of(module: nn.Module) -> type[nn.Module]:
+    """torch makes a class for each parametrised module; its parametrisations are modules of their own."""
+    return type(module).__bases__[0] if is_parametrized(module) else type(module)
 
 
 def _tensor_difference(model: nn.Module, fresh: nn.Module) -> str | None:

@@ -55,13 +55,14 @@ def load_model(old: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
     check_weights(checkpoint.path)
     _check_class(type(old).__name__, checkpoint)
     with without_progress_bars():
-        model, found = type(old).from_pretrained(
+        loaded: Any = type(old).from_pretrained(
             checkpoint.path,
             use_safetensors=True,
             dtype=old.dtype,
             attn_implementation=old.config._attn_implementation,
             output_loading_info=True,
         )
+    model, found = loaded  # annotated as the model alone
     _check_complete(found, checkpoint)
     model.loss_type = old.loss_type
     return model
@@ -81,7 +82,7 @@ def _check_complete(found: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     faults = {
         "missing_keys": "lacks",
         "unexpected_keys": "also holds",
-        "mismatched_keys": "has other shapes of",
+        "mismatched_keys": "has other shapes for",
     }
     for key, verb in faults.items():
         if names := sorted(map(str, found.get(key, ()))):

@@ -60,8 +60,8 @@ def check_cuda_graphs(trainer: Trainer, compiled: bool) -> None:
         )
     if trainer.args.gradient_checkpointing or getattr(trainer.model, "is_gradient_checkpointing", False):
         raise ValueError(
-            "cuda_graphs=True cannot run blocks a second time in the backward pass: set it to False, or leave "
-            "gradient checkpointing off"
+            "cuda_graphs=True cannot run blocks a second time in the backward pass: set it to False, or "
+            "leave gradient checkpointing off"
         )
     if trainer.args.gradient_accumulation_steps > 1:
         raise ValueError(

@@ -112,8 +112,8 @@ def _in_turn(place: Place, by_layer: dict[int, Any]) -> tuple[Any, ...]:
     path, name = place
     if period > 1 and name not in _PERIODIC:
         raise ValueError(
-            f"the layers have different {name} in {path or 'the block'!r} ({values}), which their configuration "
-            "does not say: nothing tells which a new layer gets. Give all layers the same, or set it in the "
-            "configuration"
+            f"the layers have different {name} in {path or 'the block'!r} ({values}), which their "
+            "configuration does not say: nothing tells which a new layer gets. Give all "
+            "layers the same, or set it in the configuration"
         )
     return tuple(values[:period])
