@@ -127,8 +127,7 @@ def check_nothing_attached(model: PreTrainedModel, family: Family, *, compiled: 
         if _has_own_forward(module):
             raise ValueError(
                 f"{where} has a forward put in the place of its class's: every growth and every resume "
-                "builds the model anew, without it. Put it into a model class of your own, or grow in place "
-                "with aiether.grow"
+                "builds the model anew, without it. Put it into a model class of your own"
             )
 
 
