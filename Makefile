@@ -12,7 +12,9 @@ DEV    := $(VENV)/.installed-dev-$(KEY)
 DEMO   := runs/demo
 # Python compiles what it imports: to compile all that comes with it takes longer than the tests gain from it.
 PIP    := --quiet --no-compile
-SCRATCH := $(shell test -w /dev/shm && echo /dev/shm || echo $${TMPDIR:-/tmp})
+# Memory, where there are two gigabytes of it to write to.
+SCRATCH := $(shell test "$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print int($$4 / 1000000)}')" -ge 2 2>/dev/null \
+	&& test -w /dev/shm && echo /dev/shm || echo $${TMPDIR:-/tmp})
 
 .PHONY: demo test lint install clean
 .DEFAULT_GOAL := install
