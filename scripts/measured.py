@@ -35,11 +35,10 @@ def _growth() -> list[str]:
     """The best recipe with three seeds of each optimizer, and the long pair."""
     script = runpy.run_path(str(REPOSITORY / "benchmarks" / "recipe_savings.py"))
     ends = script["read_ends"](sorted((RESULTS / "recipe").glob("*.jsonl")))
+    saved = script["savings"](ends)
     rows, rerun = [], "[docs/recipe.md](docs/recipe.md)"
     merged = [
-        row
-        for row in script["over_seeds"](script["savings"](ends))
-        if len(row["flops_saved"]) >= 3 and row["seconds_saved"]
+        row for row in script["over_seeds"](saved) if len(row["flops_saved"]) >= 3 and row["seconds_saved"]
     ]
     for optimizer, name in (("adamw", "AdamW"), ("muon", "Muon")):
         best = max((r for r in merged if r["optimizer"] == optimizer), key=lambda r: fmean(r["flops_saved"]))
@@ -50,7 +49,7 @@ def _growth() -> list[str]:
             f"`{best['name']}` (12 layers of width {best['width']}, 1.4 tokens a parameter, H100)"
         )
         rows.append(f"| Growth at equal loss, {name}, short runs | {figure} | {rerun} |")
-    long = [row for row in script["savings"](ends) if row["group"] == ("muon", 256, 0)]
+    long = [row for row in saved if row["group"] == ("muon", 256, 0)]
     best = max((row for row in long if row["saved"]["flops"] is not None), key=lambda r: r["saved"]["flops"])
     late = max(long, key=lambda row: row["loss"])
     static = min(

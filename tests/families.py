@@ -123,3 +123,22 @@ FAMILY_TABLE = (
 
 FAMILY_NAMES = tuple(case.name for case in FAMILY_TABLE)
 """Rows by name, for `pytest.mark.parametrize(..., ids=FAMILY_NAMES)`."""
+
+
+def every_second_layer_a_mixture() -> PreTrainedModel:
+    """Two layers, the upper one a mixture of experts: a layer more below turns them round."""
+    config = AutoConfig.for_model(
+        "qwen2_moe",
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_experts=2,
+        num_experts_per_tok=1,
+        decoder_sparse_step=2,
+    )
+    return AutoModelForCausalLM.from_config(config)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertForMaskedLM, PreTrainedModel
+from tests.families import every_second_layer_a_mixture
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 from aiether import fit
 from aiether.integrations import _model
@@ -36,31 +37,17 @@ def scaled_by_index() -> PreTrainedModel:
     return model
 
 
-def mixture() -> PreTrainedModel:
-    """Every second layer is a mixture of experts: one more below turns all the others round."""
-    config = AutoConfig.for_model(
-        "qwen2_moe",
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        moe_intermediate_size=8,
-        shared_expert_intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_experts=2,
-        num_experts_per_tok=1,
-        decoder_sparse_step=2,
-    )
-    return AutoModelForCausalLM.from_config(config)
-
-
 IMPOSSIBLE = [
     pytest.param(
         bert, {"init": "zero"}, r"from 2 to 4 layers \(stack, zero\).*init 'zero'", id="post-norm-zero"
     ),
     pytest.param(scaled_by_index, {"placement": "interleave"}, "scale_attn_by_inverse", id="scaled-by-index"),
-    pytest.param(mixture, {"placement": "front", "grow_by": 1}, "from 2 to 3 layers", id="mixture-front"),
+    pytest.param(
+        every_second_layer_a_mixture,
+        {"placement": "front", "grow_by": 1},
+        "from 2 to 3 layers",
+        id="mixture-front",
+    ),
     pytest.param(
         bert, {"lag_candidates": ("stack/copy", "stack/zero")}, r"\(stack, zero\)", id="second-candidate"
     ),
@@ -80,7 +67,7 @@ def test_a_growth_that_cannot_be_is_refused_before_the_first_step(
 
 def test_a_later_growth_that_cannot_be_is_found_too(tmp_path: Path) -> None:
     """A copy of layer 0 is dense: it may stand in the third place, and not in the fourth."""
-    trainer = tiny_trainer(tmp_path, mixture())
+    trainer = tiny_trainer(tmp_path, every_second_layer_a_mixture())
     with pytest.raises(ValueError, match="from 3 to 4 layers"):
         fit(trainer, growth(grow_by=1, growth_fractions=(0.3, 0.6)))
     assert trainer.state.global_step == 0
@@ -90,7 +77,7 @@ def test_what_is_never_reached_is_not_refused(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 4, "eval_strategy": "no", "save_strategy": "no"}
     never = fit(tiny_trainer(tmp_path / "never", bert(), **settings), growth(init="zero", trigger="never"))
     assert (never.step, never.depth) == (4, 2)
-    once = fit(tiny_trainer(tmp_path / "once", mixture(), **settings), growth(grow_by=1))
+    once = fit(tiny_trainer(tmp_path / "once", every_second_layer_a_mixture(), **settings), growth(grow_by=1))
     assert (once.step, once.depth) == (4, 3)
 
 

@@ -111,20 +111,9 @@ def _table(caption: str) -> Table:
 def _add(table: Table, name: str, metrics: GeometryMetrics) -> None:
     from rich.text import Text
 
-    values = (
-        metrics.tau,
-        metrics.tau_normalised,
-        metrics.kappa,
-        metrics.kappa_normalised,
-        metrics.rho,
-        metrics.participation_ratio,
-        metrics.displacement,
-    )
-    moved = metrics.path_length > 0
-    # Without movement the quotients are defined and mean nothing.
-    table.add_row(
-        Text(name), *(f"{value:.3g}" if moved else "–" for value in values[:-1]), f"{values[-1]:.3g}"
-    )
+    from aiether.training import _format as fmt
+
+    table.add_row(Text(name), *fmt.geometry(metrics))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -147,8 +147,7 @@ class GrowthConfig:
                 f"lr_policy is {self.lr_policy!r}: protocol 'report' has a warm-up and a restart of its own; "
                 "choose protocol 'none', or lr_policy 'unchanged'"
             )
-        self._validate_fractions("growth_fractions")
-        self._validate_fractions("deadline_fractions")
+        self._validate_fractions()
         self._validate_lag_candidates()
         self._validate_depths()
 
@@ -164,28 +163,26 @@ class GrowthConfig:
         _validate_count("grow_by", self.grow_by, ("double", "max"))
         _validate_count("k_subspace", self.k_subspace, ("auto",))
 
-    def _validate_fractions(self, name: str) -> None:
-        fractions: tuple[float, ...] = getattr(self, name)
-        if any(not 0 < fraction < 1 for fraction in fractions) or list(fractions) != sorted(set(fractions)):
-            raise ValueError(f"{name} is {fractions}: rising fractions of the budget in (0, 1) are meant")
+    def _validate_fractions(self) -> None:
         if self.trigger == "fixed" and not self.growth_fractions:
             raise ValueError(
                 "growth_fractions is empty: trigger 'fixed' needs at least one, or use trigger 'never'"
             )
-        if fractions and fractions[-1] > self.latest_growth and name in self.clock:
-            raise ValueError(
-                f"{name} ends at {fractions[-1]}, after latest_growth ({self.latest_growth}): "
-                "move the last growth forward or raise latest_growth"
-            )
+        for name in ("growth_fractions", "deadline_fractions"):
+            fractions: tuple[float, ...] = getattr(self, name)
+            if any(not 0 < part < 1 for part in fractions) or list(fractions) != sorted(set(fractions)):
+                raise ValueError(f"{name} is {fractions}: rising fractions of the budget in (0, 1) are meant")
+            used = self.trigger == "fixed" if name == "growth_fractions" else self.deadlines
+            if used and fractions[-1] > self.latest_growth:
+                raise ValueError(
+                    f"{name} ends at {fractions[-1]}, after latest_growth ({self.latest_growth}): "
+                    "move the last growth forward or raise latest_growth"
+                )
 
     @property
-    def clock(self) -> dict[str, tuple[float, ...]]:
-        """The setting by which the trigger's growths are due at fractions of the budget, if there is one."""
-        if self.trigger == "fixed":
-            return {"growth_fractions": self.growth_fractions}
-        if self.trigger in ("geometric", "plateau") and self.deadline_fractions:
-            return {"deadline_fractions": self.deadline_fractions}
-        return {}
+    def deadlines(self) -> tuple[float, ...]:
+        """`deadline_fractions`, for the triggers that keep to them."""
+        return self.deadline_fractions if self.trigger in ("geometric", "plateau") else ()
 
     def _validate_lag_candidates(self) -> None:
         placements, inits = get_args(Placement), get_args(Initialiser)

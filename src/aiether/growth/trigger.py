@@ -61,7 +61,7 @@ class TriggerState:
         num_growths = len(depth_schedule(config, depth, final_depth=final_depth))
         if config.trigger == "random":
             return cls(due_steps=draw_steps(config, num_growths, total_steps, seed))
-        fractions = next(iter(config.clock.values()), ())
+        fractions = config.growth_fractions if config.trigger == "fixed" else config.deadlines
         return cls(due_steps=tuple(_step_at(fraction, total_steps) for fraction in fractions)[:num_growths])
 
     @property
@@ -120,7 +120,7 @@ def decide(config: GrowthConfig, state: TriggerState, obs: Observation) -> tuple
     state = replace(state, eval_losses=(*state.eval_losses, float(obs.eval_loss)))
     state, decision = TRIGGERS[config.trigger](config, state, obs)
     due = state.next_due_step
-    if "deadline_fractions" in config.clock and not decision.grow and due is not None and obs.step >= due:
+    if config.deadlines and not decision.grow and due is not None and obs.step >= due:
         decision = Decision(True, f"due at the latest at step {due} (deadline_fractions); {decision.reason}")
     if decision.grow and (limit := _limit(config, obs)):
         return state, Decision(False, f"{limit} ({decision.reason})")
@@ -175,8 +175,8 @@ def growth_warnings(config: GrowthConfig, *, total_steps: int, depth: int | None
         "fixed": _step_at(config.growth_fractions[0], total_steps) if config.growth_fractions else 0,
         "random": min(config.warmup_steps, _step_at(config.latest_growth, total_steps)),
     }[config.trigger]
-    if "deadline_fractions" in config.clock:
-        first = min(first, _step_at(config.deadline_fractions[0], total_steps))
+    if config.deadlines:
+        first = min(first, _step_at(config.deadlines[0], total_steps))
     last = _step_at(config.latest_growth, total_steps)
     if config.protocol_steps:
         last = min(last, total_steps - config.protocol_steps - 1)

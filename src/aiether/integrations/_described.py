@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from aiether.growth import Family
+
+from ._refuse import is_compiled_function
 
 _HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
@@ -23,10 +25,13 @@ _HOOKS = {
 _LIBRARIES = ("transformers.", "aiether.")  # they register theirs again on a model that is built anew
 
 
-def fresh_model(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same class and configuration as it is when it is built, without data (meta device)."""
+def fresh_model(model: PreTrainedModel, config: PreTrainedConfig | None = None) -> PreTrainedModel:
+    """A model of the same class as it is when it is built, without data (meta device).
+
+    `config`: another configuration than the model's own.
+    """
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return type(model)(copy.deepcopy(model.config))
+        return type(model)(copy.deepcopy(model.config if config is None else config))
 
 
 def check_described(model: PreTrainedModel) -> None:
@@ -147,8 +152,7 @@ def _is_librarys(hook: Any) -> bool:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    compiled_forward = hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-    return compiled_forward or module._compiled_call_impl is not None
+    return module._compiled_call_impl is not None or is_compiled_function(vars(module).get("forward"))
 
 
 def _is_block(path: str, family: Family) -> bool:

@@ -26,6 +26,7 @@ from aiether.growth import (
 )
 
 from ._checkpoint import Moments
+from ._described import fresh_model
 
 
 def build_model(previous: PreTrainedModel, state: TrainingState) -> PreTrainedModel:
@@ -63,9 +64,8 @@ def check_plan_fits(model: PreTrainedModel, plan: GrowthPlan, family: Family) ->
         Where the configuration ties a layer's form to its index, naming the first difference.
     """
     grown = grow_config(model.config.to_dict(), plan, family)
-    with torch.random.fork_rng(), torch.device("meta"):
-        before = model if model.device.type == "meta" else type(model)(copy.deepcopy(model.config))
-        after = type(model)(with_settings(model.config, grown))
+    before = model if model.device.type == "meta" else fresh_model(model)
+    after = fresh_model(model, with_settings(model.config, grown))
     check_blocks_match(before, after, plan, family)
     return after
 

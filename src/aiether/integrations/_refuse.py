@@ -87,9 +87,7 @@ def _check_not_compiled_whole(model: nn.Module, family: Family) -> None:
 
 
 def _check_forward_not_compiled(module: nn.Module, path: str) -> None:
-    forward = module.forward
-    # functools.wraps carries the marks on; what is excepted from compiling has the first of them too.
-    if not hasattr(forward, "_torchdynamo_orig_callable") or hasattr(forward, "_torchdynamo_disable"):
+    if not is_compiled_function(module.forward):
         return
     if "forward" in vars(module):
         remedy = f"take it away again (del model{'.' + path if path else ''}.forward)"
@@ -99,6 +97,12 @@ def _check_forward_not_compiled(module: nn.Module, path: str) -> None:
         f"the forward of {path or 'the model'!r} is compiled as a whole, which compiles again at every "
         f"growth and ends in eager mode: {remedy}, and compile each block with block.compile()"
     )
+
+
+def is_compiled_function(function: Any) -> bool:
+    """Whether torch.compile made it; `functools.wraps` carries its mark on."""
+    # What is excepted from compiling has the first mark too.
+    return hasattr(function, "_torchdynamo_orig_callable") and not hasattr(function, "_torchdynamo_disable")
 
 
 def _check_config(model: nn.Module, depth_key: str | None) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from aiether.growth import Family, GrowthPlan, check_blocks_match
 
 from ._blocks import block_list
+from ._described import fresh_model
 from ._verify import GrowthError
 
 _PLAIN = (int, float, str, type(None))
@@ -40,9 +39,7 @@ def compare_with_fresh(model: nn.Module, family: Family, plan: GrowthPlan, confi
     if not isinstance(model, PreTrainedModel):
         return "not a transformers model: no fresh one can be built from a configuration to compare it with"
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            small = type(model)(config_before)
-            fresh = type(model)(copy.deepcopy(model.config))
+        small, fresh = fresh_model(model, config_before), fresh_model(model)
     except Exception as error:  # noqa: BLE001 - custom model code; the caller's report says that it was not checked
         return f"no fresh model could be built to compare with ({' '.join(str(error).split())[:120]})"
     live_blocks = list(block_list(model, family).children())

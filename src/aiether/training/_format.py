@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aiether.geometry import GeometryMetrics
+
 _SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 NONE = "–"
 
@@ -33,6 +35,21 @@ def scientific(value: float | None, digits: int = 2) -> str:
 def power_of_ten(exponent: int) -> str:
     """10¹⁴."""
     return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def geometry(metrics: GeometryMetrics) -> tuple[str, ...]:
+    """τ and κ, raw and normalised, ρ, participation ratio and displacement: a line of a table."""
+    quotients = (
+        metrics.tau,
+        metrics.tau_normalised,
+        metrics.kappa,
+        metrics.kappa_normalised,
+        metrics.rho,
+        metrics.participation_ratio,
+    )
+    moved = metrics.path_length > 0  # without movement the quotients are defined and mean nothing
+    shown = (f"{value:.3g}" if moved else NONE for value in quotients)
+    return (*shown, f"{metrics.displacement:.3g}")
 
 
 def duration(seconds: float | None) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.families import FAMILY_NAMES, FAMILY_TABLE, FamilyCase
-from transformers import AutoConfig, AutoModelForCausalLM
+from tests.families import FAMILY_NAMES, FAMILY_TABLE, FamilyCase, every_second_layer_a_mixture
+from transformers import AutoModelForCausalLM
 
 from aiether.growth import GrowthConfig
 from aiether.integrations.offline import grow_checkpoint
@@ -38,21 +38,7 @@ def test_the_model_without_memory_has_the_same_parameters_in_the_same_order(case
 
 
 def test_a_layer_whose_form_hangs_on_its_index_is_not_moved(tmp_path: Path) -> None:
-    config = AutoConfig.for_model(
-        "qwen2_moe",
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        moe_intermediate_size=8,
-        shared_expert_intermediate_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_experts=2,
-        num_experts_per_tok=1,
-        decoder_sparse_step=2,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    every_second_layer_a_mixture().save_pretrained(tmp_path / "model")
     growth = GrowthConfig(init="copy", placement="front")
     with pytest.raises(ValueError, match="ties the two to their index; choose another placement"):
         grow_checkpoint(tmp_path / "model", tmp_path / "grown", to_layers=3, growth=growth)

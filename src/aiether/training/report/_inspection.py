@@ -131,18 +131,7 @@ def _layer_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 
 
 def _row(name: str, metrics: GeometryMetrics) -> tuple[str, ...]:
-    """A line of the table; without movement the quotients are defined and mean nothing."""
-    quotients = (
-        metrics.tau,
-        metrics.tau_normalised,
-        metrics.kappa,
-        metrics.kappa_normalised,
-        metrics.rho,
-        metrics.participation_ratio,
-    )
-    moved = metrics.path_length > 0
-    shown = (f"{value:.3g}" if moved else fmt.NONE for value in quotients)
-    return (name, *shown, f"{metrics.displacement:.3g}")
+    return (name, *fmt.geometry(metrics))
 
 
 def _inner(layer: LayerGeometry, name: str) -> str:
