@@ -59,12 +59,16 @@ def initial_std(config: Mapping[str, Any]) -> float:
 
 
 def initialise_output_projections(
-    model: nn.Module, family: Family, final_depth: int, generator: torch.Generator | None = None
+    model: nn.Module,
+    family: Family,
+    final_depth: int,
+    generator_of: Callable[[str], torch.Generator] | None = None,
 ) -> None:
     """Draw every output projection of a fresh model anew, at the scale for its planned final depth, in place.
 
     transformers scales GPT-2's by the depth at construction and Llama's not at all: one rule for every arm
-    makes a model that grows to a depth comparable with one built at it.
+    makes a model that grows to a depth comparable with one built at it. `generator_of` gives the generator
+    for a tensor's name; without it torch's own is used.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def initialise_output_projections(
             parts = family.split(name)
             if parts is None or parameter.ndim < 2 or not family.is_output_projection(parts[1]):
                 continue
-            parameter.copy_(_normal(parameter, generator) * std)
+            parameter.copy_(_normal(parameter, generator_of and generator_of(name)) * std)
             drawn += 1
     if not drawn:
         raise ValueError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from functools import partial
 from typing import Literal
 
 import torch
@@ -29,6 +31,8 @@ def build_model(
 
     Every arm, grown or static, uses one initialisation rule: output projections are drawn at
     initializer_range / sqrt(2 * final_depth), for the planned final depth (DESIGN.md, "Decisions taken").
+    Every matrix is drawn from a generator of its own, seeded by (`seed`, its name): two models of one seed
+    and one width begin with the same numbers in each tensor that both have, whatever else they hold.
     """
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}; change one of them")
@@ -63,9 +67,25 @@ def build_model(
                     **tokens,
                 )
             )
-        initialise_output_projections(model, family_of(model), final_depth)
+    _draw_by_name(model, seed)
+    generators = partial(named_generator, seed)
+    initialise_output_projections(model, family_of(model), final_depth, generators)
     model.loss_type = "ForCausalLM"  # GPT-2's class name does not say it, and transformers would warn
     return model
+
+
+def _draw_by_name(model: PreTrainedModel, seed: int) -> None:
+    """Every matrix anew; vectors are constants at the start (norms 1, biases 0)."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0.0, model.config.initializer_range, generator=named_generator(seed, name))
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator for what belongs to `name` alone: nothing else that is drawn moves it."""
+    digest = hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def llama_width(n_embd: int) -> int:
