@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from aiether.training.environment import checkout
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "_machine.py"
 
@@ -33,19 +35,19 @@ def test_a_result_names_machine_versions_commit_and_seeds(about: Callable[..., d
 
 
 def test_the_commit_is_the_checkout_s_or_the_given_one_or_unknown(
-    about: Callable[..., dict[str, Any]], tmp_path: Path
+    about: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "src").mkdir()
-    script = tmp_path / "benchmarks" / "_machine.py"
-    script.write_text(SCRIPT.read_text())
-    elsewhere = runpy.run_path(str(script))["about"]
-    assert (elsewhere(seeds=[])["commit"], elsewhere(seeds=[], commit="abc")["commit"]) == (None, "abc")
+    source = tmp_path / "src"
+    source.mkdir()
+    monkeypatch.delenv("AIETHER_COMMIT", raising=False)
+    assert checkout(source) == {"commit": None, "source_modified": None}
+    monkeypatch.setenv("AIETHER_COMMIT", "abc")
+    assert checkout(source)["commit"] == "abc"
+    assert about(seeds=[], commit="def")["commit"] == "def"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
-    told = elsewhere(seeds=[])
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
-    assert (told["commit"], told["source_modified"]) == (head.strip(), False)
-    (tmp_path / "src" / "new.py").touch()
-    assert elsewhere(seeds=[])["source_modified"] is True
+    assert checkout(source) == {"commit": head.strip(), "source_modified": False}
+    (source / "new.py").touch()
+    assert checkout(source)["source_modified"] is True

@@ -26,7 +26,7 @@ from aiether.integrations import (
 )
 
 from .config import TrainConfig
-from .model import build_model
+from .model import build_model, undrawn_model
 from .recorder import Recorder
 from .run_folder import read_record
 from .samples import Sampler
@@ -91,6 +91,21 @@ def new_model(config: TrainConfig, data: PackedData, depth: int) -> PreTrainedMo
         final_depth=final_depth(config),
         seed=config.seed,
     )
+
+
+def model_shape(config: TrainConfig, data: PackedData, depth: int) -> PreTrainedModel:
+    """The model of a run at some depth without any numbers (on the meta device)."""
+    with torch.device("meta"):
+        return undrawn_model(
+            config.arch,
+            n_layer=depth,
+            n_head=config.n_head,
+            n_embd=config.n_embd,
+            context_length=config.context_length,
+            vocab_size=data.vocab_size,
+            dropout=config.dropout,
+            eos_token_id=data.eos_token_id,
+        )
 
 
 def check_final_depth(config: TrainConfig, data: PackedData, device: torch.device) -> None:
@@ -196,7 +211,7 @@ def sampler(config: TrainConfig, data: PackedData) -> Sampler | None:
 
 def static_steps(config: TrainConfig, data: PackedData, *, depth: int, flops: int) -> int:
     """Steps that a static model of `depth` layers takes within `flops`."""
-    model_config = new_model(config, data, depth).config
+    model_config = model_shape(config, data, depth).config
     return max(
         1, round(flops / (flops_per_token(model_config, config.context_length) * tokens_per_step(config)))
     )

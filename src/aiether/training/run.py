@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import platform
 import random
 import re
-import secrets
 import string
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from safetensors import SafetensorError
 
-import aiether
 from aiether.data import PackedData, prepare
 from aiether.growth import GrowthConfig, growth_warnings
 from aiether.integrations import (
@@ -50,6 +45,7 @@ from .arms import (
 )
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
+from .environment import environment
 from .report import write_cards, write_report
 from .run_folder import check_changes, check_output_dir, check_place, check_unedited, read_record
 from .tracking import TrackedRun, Tracking, check_trackers
@@ -397,19 +393,3 @@ def _default_output_dir(config: TrainConfig) -> Path:
         path = Path("runs") / f"{now}-{re.sub(r'[^a-z0-9]+', '-', config.preset)}-{suffix}"
         if not path.exists():
             return path
-
-
-def environment(data: PackedData) -> dict[str, Any]:
-    """The versions, the machine and the data that a result depends on."""
-    return {
-        "run_id": secrets.token_hex(6),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "aiether": aiether.__version__,
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "data": {"source": data.source, "fingerprint": data.fingerprint, "documents": data.num_documents},
-    }

@@ -1,0 +1,81 @@
+"""One run of a study in this process: started, resumed or already there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from aiether.training.config import TrainConfig
+
+SUMMARY = "summary.json"
+_HEAVY = ("checkpoints", "final", "layers", "snapshots", "window")
+
+Status = Literal["finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went; `reason` says why it failed."""
+
+    status: Status
+    reason: str | None = None
+
+
+def run_cell(folder: Path, settings: Mapping[str, Any], *, keep_models: bool) -> Outcome:
+    """Train a run to its end in `folder`, going on with what is there; all that it says goes to its log.
+
+    `settings` are a `TrainConfig`'s fields. Without `keep_models` the weights go once the records are whole.
+    """
+    from aiether.training import run as job
+
+    if is_finished(folder):
+        _drop(folder, keep_models)
+        return Outcome("finished")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = replace(TrainConfig(**with_tuples(settings)), output_dir=str(folder))
+    with _log(folder):
+        try:
+            result = job.resume(folder) if (folder / "config.yaml").is_file() else job.train(config)
+        except KeyboardInterrupt:
+            return Outcome("interrupted")
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's failure and is reported
+            traceback.print_exc()
+            return Outcome("failed", " ".join(f"{type(error).__name__}: {error}".split()))
+    if result.status == "finished":
+        _drop(folder, keep_models)
+    return Outcome(result.status)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has ended and its records are whole."""
+    path = folder / SUMMARY
+    if not (path.is_file() and (folder / "report.html").is_file()):
+        return False
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["status"] == "finished"
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+@contextmanager
+def _log(folder: Path) -> Iterator[None]:
+    """Beside the run folder, which must be new or a run's when training begins."""
+    path = folder.with_name(f"{folder.name}.log")
+    with path.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        yield
+
+
+def _drop(folder: Path, keep_models: bool) -> None:
+    for name in () if keep_models else _HEAVY:
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that went through JSON, lists as the tuples that they were."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

@@ -1,0 +1,152 @@
+"""A whole study looked at before anything runs: do its arms work, differ, and hold what they claim?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from aiether.data import PackedData
+from aiether.evaluation import flops_per_token, measure_flops_per_token
+from aiether.training.arms import final_depth, model_shape, windows
+from aiether.training.config import TrainConfig
+
+from .arms import Cell, cell_config, cells, check_alike
+from .spec import Claims, StudySpec
+from .statistics import seeds_needed, smallest_p
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model is, whatever its numbers: at the start of a run and at the depth planned for its end."""
+
+    depth: int
+    parameters: int
+    flops_per_token: int
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A condition as it will run at the study's budget."""
+
+    condition: str
+    config: TrainConfig
+    start: Shape
+    end: Shape
+
+
+def check_spec(spec: StudySpec) -> dict[str, TrainConfig]:
+    """The configuration of every condition, once the specification is known to make sense; no data is read.
+
+    Raises
+    ------
+    ValueError
+        For the first thing that is wrong, saying what to change.
+    """
+    configs = {}
+    for name in spec.all_conditions():
+        configs[name] = cell_config(spec, Cell(name, 1.0, spec.seeds[0]))
+    for cell in cells(spec, {}):
+        cell_config(spec, cell)
+    check_alike(spec, configs)
+    _check_seeds(spec)
+    return configs
+
+
+def _check_seeds(spec: StudySpec) -> None:
+    planned, n = len(spec.planned()) or len(spec.factors), len(spec.seeds)
+    if planned and n < 2:
+        raise ValueError(
+            "seeds: one seed tests nothing; give at least 2, better 5, or comparisons: [] for no test"
+        )
+    if planned and spec.test == "sign_flip":
+        needed = seeds_needed(spec.alpha, planned)
+        if n < needed:
+            raise ValueError(
+                f"seeds: a sign-flip test over {n} seeds can never give p below {smallest_p(n):.3g}; with "
+                f"{planned} planned comparison(s) at level {spec.alpha:g} it takes {needed} seeds; raise "
+                "seeds, plan fewer comparisons or choose test: t"
+            )
+
+
+def check_arms(spec: StudySpec, configs: Mapping[str, TrainConfig], data: PackedData) -> dict[str, Arm]:
+    """Every condition with its models' sizes and costs, once its claims are known to hold.
+
+    Raises
+    ------
+    ValueError
+        For a claim that does not hold, or data with fewer validation windows than the study evaluates on.
+    """
+    arms = {}
+    for name, config in configs.items():
+        _, validation = windows(config, data, max_steps=1)
+        if len(validation) < spec.eval_windows:
+            raise ValueError(
+                f"eval_windows is {spec.eval_windows}, the validation text holds {len(validation)}: lower "
+                "it, or raise validation_fraction"
+            )
+        depths = config.n_layer, final_depth(config) if config.trigger != "never" else config.n_layer
+        arms[name] = Arm(name, config, *(_shape(config, data, depth) for depth in depths))
+    for name, arm in arms.items():
+        check_claims(name, spec.all_conditions()[name].claims, arm, arms)
+    return arms
+
+
+def _shape(config: TrainConfig, data: PackedData, depth: int) -> Shape:
+    model = model_shape(config, data, depth)
+    cost = flops_per_token(model.config, config.context_length)
+    counted = measure_flops_per_token(model, config.context_length)
+    assert cost == counted, f"closed form {cost}, counted {counted} FLOPs a token at {depth} layers"
+    return Shape(depth, parameters_of(model), cost, tuple(name for name, _ in model.named_parameters()))
+
+
+def parameters_of(model: PreTrainedModel) -> int:
+    """Stored numbers; a matrix that is both embedding and output head counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def check_claims(name: str, claims: Claims, arm: Arm, arms: Mapping[str, Arm]) -> None:
+    """Raise ValueError unless a condition's models are what it says of them."""
+    end = arm.end
+    found: list[tuple[str, Any, Any]] = []
+    if claims.final_depth is not None:
+        found.append(("final_depth", claims.final_depth, end.depth))
+    if claims.parameters is not None:
+        found.append(("parameters", claims.parameters, end.parameters))
+    if claims.same_parameters_as is not None:
+        other = claims.same_parameters_as
+        found.append((f"same_parameters_as {other}", arms[other].end.parameters, end.parameters))
+    if claims.same_flops_as is not None:
+        other = claims.same_flops_as
+        found.append((f"same_flops_as {other}", arms[other].end.flops_per_token, end.flops_per_token))
+    for claim, claimed, actual in found:
+        if claimed != actual:
+            raise ValueError(
+                f"condition {name} claims {claim} ({claimed:,}) and ends with {actual:,}: change its "
+                "settings or its claim"
+            )
+    tensors = {*arm.start.tensors, *end.tensors}
+    for part in claims.absent:
+        if present := sorted(tensor for tensor in tensors if part in tensor):
+            raise ValueError(f"condition {name} claims to have no {part!r} and has {present[0]}")
+    for part in claims.present:
+        if not any(part in tensor for tensor in tensors):
+            raise ValueError(f"condition {name} claims to have {part!r}: no tensor's name holds it")
+
+
+def planned_flops(spec: StudySpec, arms: Mapping[str, Arm], cell: Cell) -> float | None:
+    """Training FLOPs of a cell at most: as if it had its final depth from the start; None under seconds."""
+    arm = arms[cell.condition]
+    amount = spec.budget * cell.length
+    if spec.budget_unit == "seconds":
+        return None
+    if spec.budget_unit == "flops":
+        return amount
+    config = arm.config
+    per_step = config.batch_size * config.gradient_accumulation_steps * config.context_length
+    tokens = amount if spec.budget_unit == "tokens" else amount * per_step
+    return math.ceil(tokens) * float(arm.end.flops_per_token)

@@ -1,0 +1,358 @@
+"""results.json: everything that a study found, computed from the records of its runs and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .arms import Cell, cells, differences, lengths_of
+from .check import Arm
+from .curve import Point, cost_at, curve_of, loss_at
+from .spec import StudySpec, combination, plain
+from .statistics import compare_planned, factorial, mean_interval, savings_verdict, summarise
+
+Row = dict[str, Any]
+COSTS = ("tokens", "flops", "seconds")
+
+
+def collect(
+    spec: StudySpec,
+    study_dir: Path,
+    arms: Mapping[str, Arm],
+    chosen: Mapping[str, float],
+    failures: Mapping[Cell, str],
+    command: str,
+) -> Row:
+    """The content of results.json; equal records give an equal one but for what clocks measured."""
+    configs = {name: arm.config for name, arm in arms.items()}
+    entries = arm_entries(spec, study_dir, arms, chosen, failures)
+    values = {
+        name: {row["seed"]: row["metric"] for row in entry["cells"] if row["metric"] is not None}
+        for name in configs
+        for entry in entries
+        if entry["condition"] == name and entry["length"] == 1.0
+    }
+    return {
+        "study": _study(spec, command),
+        "environment": environment_of(study_dir, cells(spec, chosen)),
+        "arms": [entry | {"settings": differences(spec, configs)[entry["condition"]]} for entry in entries],
+        "tuning": tuning_entries(spec, study_dir, chosen),
+        "comparisons": comparison_entries(spec, values),
+        "factorial": factorial_entries(spec, values),
+        **cost_entries(spec, entries),
+        "failures": [
+            {"condition": cell.condition, "length": cell.length, "seed": cell.seed, "lr": cell.lr}
+            | {"tuning": cell.tuning, "reason": reason}
+            for cell, reason in failures.items()
+        ],
+    }
+
+
+def _study(spec: StudySpec, command: str) -> Row:
+    return {
+        "name": spec.name,
+        "question": spec.question,
+        "preset": spec.preset,
+        "baseline": spec.baseline,
+        "metric": spec.metric,
+        "test": spec.test,
+        "alpha": spec.alpha,
+        "budget": {"unit": spec.budget_unit, "amount": spec.budget},
+        "seeds": list(spec.seeds),
+        "lengths": sorted(spec.lengths),
+        "eval_windows": spec.eval_windows,
+        "declared": [asdict(each) for each in spec.planned()],
+        "factors": {name: list(levels) for name, levels in spec.factors.items()},
+        "command": command,
+        "hash": spec_hash(spec),
+    }
+
+
+def spec_hash(spec: StudySpec) -> str:
+    """A short mark of a specification: equal ones have equal marks."""
+    return hashlib.sha256(json.dumps(plain(spec), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def environment_of(study_dir: Path, wanted: Sequence[Cell]) -> Row:
+    """What the runs say of where they ran: commit, versions and machine; several where they differ."""
+    paths = [study_dir / cell.folder / "environment.json" for cell in wanted]
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+    def all_of(key: str) -> Any:
+        values = sorted({str(each[key]) for each in read if each.get(key) is not None})
+        return ", ".join(values) if values else None
+
+    return {
+        "commit": all_of("commit"),
+        "source_modified": all_of("source_modified"),
+        "versions": {name: all_of(name) for name in ("aiether", "python", "torch", "transformers")},
+        "machine": {name: all_of(name) for name in ("processor", "platform", "threads")},
+        "data": sorted({each["data"]["fingerprint"] for each in read}),
+    }
+
+
+# -- arms -------------------------------------------------------------------------------------------------
+
+
+def arm_entries(
+    spec: StudySpec,
+    study_dir: Path,
+    arms: Mapping[str, Arm],
+    chosen: Mapping[str, float],
+    failures: Mapping[Cell, str],
+) -> list[Row]:
+    """One entry for each condition and length, with every one of its runs."""
+    members: dict[tuple[str, float], list[Cell]] = {}
+    for cell in cells(spec, chosen):
+        members.setdefault((cell.condition, cell.length), []).append(cell)
+    conditions = spec.all_conditions()
+    entries = []
+    for name, arm in arms.items():
+        for length in lengths_of(spec, name):
+            rows = [cell_entry(spec, study_dir, cell, failures) for cell in members[name, length]]
+            known = [row["metric"] for row in rows if row["metric"] is not None]
+            entries.append(
+                {
+                    "condition": name,
+                    "length": length,
+                    "about": conditions[name].about,
+                    "lr": chosen.get(name, arm.config.lr),
+                    "parameters": {"start": arm.start.parameters, "end": arm.end.parameters},
+                    "flops_per_token": {"start": arm.start.flops_per_token, "end": arm.end.flops_per_token},
+                    "cells": rows,
+                    "summary": asdict(summarise(known)) if known else None,
+                }
+            )
+    return entries
+
+
+def cell_entry(spec: StudySpec, study_dir: Path, cell: Cell, failures: Mapping[Cell, str]) -> Row:
+    """What one run's records say."""
+    row: Row = {"seed": cell.seed, "status": "missing", "reason": None, "folder": cell.folder}
+    row |= dict.fromkeys(("metric", "eval_loss", "bits_per_byte", "steps", "tokens", "flops", "depth"))
+    row |= {"growths": [], "timings": None}
+    if cell in failures:
+        return row | {"status": "failed", "reason": failures[cell]}
+    folder = study_dir / cell.folder
+    last = _last_evaluation(folder)
+    if last is None or not (folder / "result.json").is_file():
+        return row
+    growths = [event for event in read_rows(folder / "events.jsonl") if event["event"] == "growth"]
+    keys = ("step", "depth_before", "depth_after", "loss_before", "loss_after")
+    return row | {
+        "status": "finished",
+        "metric": last[spec.metric],
+        "eval_loss": last["eval_loss"],
+        "bits_per_byte": last["bits_per_byte"],
+        "steps": last["step"],
+        "tokens": last["tokens"],
+        "flops": last["flops"],
+        "depth": last["depth"],
+        "growths": [{key: growth.get(key) for key in keys} for growth in growths],
+        "timings": _timings(folder, last),
+    }
+
+
+def _timings(folder: Path, last: Row) -> Row:
+    seconds = last["elapsed_s"]
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    return {
+        "seconds": seconds,
+        "tokens_per_s": last["tokens"] / seconds if seconds else None,
+        "processor": environment["processor"],
+    }
+
+
+def _last_evaluation(folder: Path) -> Row | None:
+    rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "eval"]
+    return rows[-1] if rows else None
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSONL file; none where there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# -- comparisons ------------------------------------------------------------------------------------------
+
+
+def comparison_entries(spec: StudySpec, values: Mapping[str, Mapping[int, float]]) -> list[Row]:
+    """The planned comparisons, blocked by seed: a seed that one arm lacks is left out of that comparison."""
+    pairs = {(each.arm, each.against): each for each in spec.planned()}
+    shared = {pair: _seeds_of_both(spec, values, *pair) for pair in pairs}
+    found = compare_planned(
+        {
+            " - ".join(pair): [values[pair[0]][seed] - values[pair[1]][seed] for seed in seeds]
+            for pair, seeds in shared.items()
+        },
+        alpha=spec.alpha,
+        test=spec.test,
+    )
+    return [
+        {"arm": arm, "against": against, "planned": True, "seeds": shared[arm, against]}
+        | {"differences": [values[arm][seed] - values[against][seed] for seed in shared[arm, against]]}
+        | asdict(found[f"{arm} - {against}"])
+        for arm, against in pairs
+    ]
+
+
+def _seeds_of_both(
+    spec: StudySpec, values: Mapping[str, Mapping[int, float]], arm: str, against: str
+) -> list[int]:
+    return [seed for seed in spec.seeds if seed in values[arm] and seed in values[against]]
+
+
+def factorial_entries(spec: StudySpec, values: Mapping[str, Mapping[int, float]]) -> list[Row] | None:
+    """Main effects and interactions of a factorial study; None without factors."""
+    if not spec.factors:
+        return None
+    factors = list(spec.factors)
+    cells_by_levels = {levels: values[combination(levels, factors)] for levels in _level_tuples(spec.factors)}
+    effects = factorial(cells_by_levels, factors, alpha=spec.alpha, test=spec.test)
+    return [asdict(effect) for effect in effects]
+
+
+def _level_tuples(factors: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = [()]
+    for levels in factors.values():
+        found = [(*before, level) for before in found for level in levels]
+    return found
+
+
+# -- cost -------------------------------------------------------------------------------------------------
+
+
+def cost_entries(spec: StudySpec, entries: Sequence[Row]) -> dict[str, list[Row]]:
+    """Every arm beside the baseline's own cost-quality curve: at equal cost, and at equal loss."""
+    found: dict[str, list[Row]] = {"equal_cost": [], "savings": []}
+    others = [entry for entry in entries if entry["condition"] != spec.baseline]
+    for cost in COSTS:
+        curves = baseline_curves(spec, entries, cost)
+        for entry in others if curves else ():
+            rows = [row for row in entry["cells"] if row["status"] == "finished" and row["seed"] in curves]
+            names = {"arm": entry["condition"], "against": spec.baseline, "cost": cost}
+            seeds = [row["seed"] for row in rows]
+            gaps = [_gap(curves[row["seed"]], row, cost, spec.metric) for row in rows]
+            shares = [_saving(curves[row["seed"]], row, cost, spec.metric) for row in rows]
+            beyond = sum(row["metric"] < min(p.loss for p in curves[row["seed"]]) for row in rows)
+            found["equal_cost"].append(
+                names
+                | {"seeds": seeds, "differences": gaps}
+                | _interval(gaps)
+                | {"verdict": _gap_words(gaps, cost)}
+            )
+            found["savings"].append(
+                names
+                | {"seeds": seeds, "savings": shares, "beyond": beyond}
+                | _interval(shares)
+                | {"verdict": _saving_words(shares, beyond, cost)}
+            )
+    return found
+
+
+def baseline_curves(spec: StudySpec, entries: Sequence[Row], cost: str) -> dict[int, tuple[Point, ...]]:
+    """The baseline's curve of each seed that has one."""
+    points: dict[int, list[Point]] = {}
+    for entry in entries:
+        for row in entry["cells"] if entry["condition"] == spec.baseline else ():
+            if row["status"] == "finished":
+                points.setdefault(row["seed"], []).append(Point(cost_of(row, cost), row["metric"]))
+    return {seed: curve for seed, found in points.items() if (curve := curve_of(found))}
+
+
+def cost_of(row: Row, cost: str) -> float:
+    """What a run spent: tokens, FLOPs or training seconds."""
+    return row["timings"]["seconds"] if cost == "seconds" else row[cost]
+
+
+def _gap(curve: tuple[Point, ...], row: Row, cost: str, metric: str) -> float | None:
+    at_cost = loss_at(curve, cost_of(row, cost))
+    return None if at_cost is None else row["metric"] - at_cost
+
+
+def _saving(curve: tuple[Point, ...], row: Row, cost: str, metric: str) -> float | None:
+    would = cost_at(curve, row["metric"])
+    return None if would is None else 1.0 - cost_of(row, cost) / would
+
+
+def _interval(values: Sequence[float | None]) -> Row:
+    found = mean_interval(values)
+    return {"n": found.n, "mean": found.mean, "ci95": found.ci95}
+
+
+_UNITS = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
+
+
+def _gap_words(gaps: Sequence[float | None], cost: str) -> str:
+    known = [gap for gap in gaps if gap is not None]
+    if not known:
+        return f"no comparison at equal {_UNITS[cost]}: the runs lie outside the baseline's lengths"
+    mean = statistics.fmean(known)
+    side = "lower" if mean < 0 else "higher"
+    return f"{side} by {abs(mean):.3f} at equal {_UNITS[cost]}{_spread(known, '.3f')}{_left_out(gaps)}"
+
+
+def _saving_words(shares: Sequence[float | None], beyond: int, cost: str) -> str:
+    words = savings_verdict(shares, _UNITS[cost])
+    if beyond:
+        words += f" ({beyond} better than the baseline's longest run)"
+    return words
+
+
+def _spread(known: Sequence[float], form: str) -> str:
+    if len(known) < 2:
+        return " (one seed)"
+    interval = summarise(known).ci95
+    assert interval is not None
+    return f" (95 %: {interval[0]:{form}} to {interval[1]:{form}}, {len(known)} seeds)"
+
+
+def _left_out(values: Sequence[float | None]) -> str:
+    missing = sum(value is None for value in values)
+    return f"; {missing} seed(s) lie outside the baseline's lengths" if missing else ""
+
+
+# -- tuning -----------------------------------------------------------------------------------------------
+
+
+def tuning_entries(spec: StudySpec, study_dir: Path, chosen: Mapping[str, float]) -> list[Row]:
+    """What was tried for each condition, and what it chose."""
+    if spec.tuning is None:
+        return []
+    entries = []
+    for name in spec.all_conditions():
+        tried = [
+            {"lr": lr, "metric": metric_of(spec, study_dir, cell), "folder": cell.folder}
+            for lr in sorted(spec.tuning.lr)
+            for cell in (Cell(name, 1.0, spec.tuning.seed, lr, tuning=True),)
+        ]
+        rates = sorted(spec.tuning.lr)
+        entries.append(
+            {"condition": name, "tried": tried, "chosen": chosen.get(name)}
+            | {"at_edge": chosen.get(name) in (rates[0], rates[-1])}
+        )
+    return entries
+
+
+def metric_of(spec: StudySpec, study_dir: Path, cell: Cell) -> float | None:
+    """The primary metric of a finished run; None for another."""
+    last = _last_evaluation(study_dir / cell.folder)
+    done = last is not None and (study_dir / cell.folder / "result.json").is_file()
+    return last[spec.metric] if last is not None and done else None
+
+
+def choose_rates(spec: StudySpec, study_dir: Path) -> dict[str, float]:
+    """Each condition's best learning rate on the tuning seed; none where all of its runs failed."""
+    chosen = {}
+    for entry in tuning_entries(spec, study_dir, {}):
+        tried = [(row["metric"], row["lr"]) for row in entry["tried"] if row["metric"] is not None]
+        if tried:
+            chosen[entry["condition"]] = min(tried)[1]
+    return chosen
