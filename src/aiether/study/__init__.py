@@ -1,0 +1,1 @@
+"""Claims that anyone can rerun: conditions x seeds under one budget, statistics and a report."""
