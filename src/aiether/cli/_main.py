@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "measure the path of the weights through a series of anyone's checkpoints",
     "grow": "grow anyone's checkpoint into a deeper one, larger than memory or not",
     "report": "write a run's report.html anew",
+    "study": "conditions x seeds under one budget: run, watch, report and compare studies",
     "triggers": "when each trigger would have grown a recorded run, and thresholds from its own history",
 }
 """Each command is the module `aiether.cli.<name>` with `run(arguments) -> exit status`."""

@@ -66,7 +66,7 @@ def cells(spec: StudySpec, chosen: Mapping[str, float]) -> tuple[Cell, ...]:
 
 def lengths_of(spec: StudySpec, condition: str) -> tuple[float, ...]:
     """The multiples of the budget at which a condition is run."""
-    return tuple(sorted(spec.lengths)) if condition == spec.baseline else (1.0,)
+    return tuple(sorted(spec.lengths)) if condition in spec.baselines() else (1.0,)
 
 
 def settings_of(spec: StudySpec, condition: str) -> dict[str, Any]:

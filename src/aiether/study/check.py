@@ -38,6 +38,14 @@ class Arm:
     start: Shape
     end: Shape
 
+    def facts(self) -> dict[str, dict[str, int]]:
+        """What results.json says of the arm's models."""
+        ends = {"start": self.start, "end": self.end}
+        return {
+            "parameters": {name: shape.parameters for name, shape in ends.items()},
+            "flops_per_token": {name: shape.flops_per_token for name, shape in ends.items()},
+        }
+
 
 def check_spec(spec: StudySpec) -> dict[str, TrainConfig]:
     """The configuration of every condition, once the specification is known to make sense; no data is read.
@@ -73,7 +81,9 @@ def _check_seeds(spec: StudySpec) -> None:
             )
 
 
-def check_arms(spec: StudySpec, configs: Mapping[str, TrainConfig], data: PackedData) -> dict[str, Arm]:
+def check_arms(
+    spec: StudySpec, configs: Mapping[str, TrainConfig], data: Mapping[str, PackedData]
+) -> dict[str, Arm]:
     """Every condition with its models' sizes and costs, once its claims are known to hold.
 
     Raises
@@ -83,21 +93,26 @@ def check_arms(spec: StudySpec, configs: Mapping[str, TrainConfig], data: Packed
     """
     arms = {}
     for name, config in configs.items():
-        _, validation = windows(config, data, max_steps=1)
+        _, validation = windows(config, data[name], max_steps=1)
         if len(validation) < spec.eval_windows:
             raise ValueError(
                 f"eval_windows is {spec.eval_windows}, the validation text holds {len(validation)}: lower "
                 "it, or raise validation_fraction"
             )
-        depths = config.n_layer, final_depth(config) if config.trigger != "never" else config.n_layer
-        arms[name] = Arm(name, config, *(_shape(config, data, depth) for depth in depths))
+        arms[name] = Arm(name, config, *shapes(config, data[name].vocab_size))
     for name, arm in arms.items():
         check_claims(name, spec.all_conditions()[name].claims, arm, arms)
     return arms
 
 
-def _shape(config: TrainConfig, data: PackedData, depth: int) -> Shape:
-    model = model_shape(config, data, depth)
+def shapes(config: TrainConfig, vocab_size: int) -> tuple[Shape, Shape]:
+    """A run's model at its start and at the depth planned for its end."""
+    planned = final_depth(config) if config.trigger != "never" else config.n_layer
+    return _shape(config, config.n_layer, vocab_size), _shape(config, planned, vocab_size)
+
+
+def _shape(config: TrainConfig, depth: int, vocab_size: int) -> Shape:
+    model = model_shape(config, depth, vocab_size=vocab_size)
     cost = flops_per_token(model.config, config.context_length)
     counted = measure_flops_per_token(model, config.context_length)
     assert cost == counted, f"closed form {cost}, counted {counted} FLOPs a token at {depth} layers"

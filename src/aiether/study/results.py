@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .arms import Cell, cells, differences, lengths_of
-from .check import Arm
+from aiether.training.config import TrainConfig
+
+from .arms import Cell, cell_config, cells, differences, lengths_of
 from .curve import Point, cost_at, curve_of, loss_at
 from .spec import StudySpec, combination, plain
 from .statistics import compare_planned, factorial, mean_interval, savings_verdict, summarise
@@ -23,14 +24,17 @@ COSTS = ("tokens", "flops", "seconds")
 def collect(
     spec: StudySpec,
     study_dir: Path,
-    arms: Mapping[str, Arm],
+    facts: Mapping[str, Row],
     chosen: Mapping[str, float],
     failures: Mapping[Cell, str],
     command: str,
 ) -> Row:
-    """The content of results.json; equal records give an equal one but for what clocks measured."""
-    configs = {name: arm.config for name, arm in arms.items()}
-    entries = arm_entries(spec, study_dir, arms, chosen, failures)
+    """The content of results.json; equal records give an equal one but for what clocks measured.
+
+    `facts` are those of each condition's models (`Arm.facts`), `chosen` the tuned learning rates.
+    """
+    configs = {name: cell_config(spec, Cell(name, 1.0, spec.seeds[0])) for name in spec.all_conditions()}
+    entries = arm_entries(spec, study_dir, configs, facts, chosen, failures)
     values = {
         name: {row["seed"]: row["metric"] for row in entry["cells"] if row["metric"] is not None}
         for name in configs
@@ -59,6 +63,7 @@ def _study(spec: StudySpec, command: str) -> Row:
         "question": spec.question,
         "preset": spec.preset,
         "baseline": spec.baseline,
+        "baselines": list(spec.baselines()),
         "metric": spec.metric,
         "test": spec.test,
         "alpha": spec.alpha,
@@ -102,7 +107,8 @@ def environment_of(study_dir: Path, wanted: Sequence[Cell]) -> Row:
 def arm_entries(
     spec: StudySpec,
     study_dir: Path,
-    arms: Mapping[str, Arm],
+    configs: Mapping[str, TrainConfig],
+    facts: Mapping[str, Row],
     chosen: Mapping[str, float],
     failures: Mapping[Cell, str],
 ) -> list[Row]:
@@ -112,7 +118,7 @@ def arm_entries(
         members.setdefault((cell.condition, cell.length), []).append(cell)
     conditions = spec.all_conditions()
     entries = []
-    for name, arm in arms.items():
+    for name, config in configs.items():
         for length in lengths_of(spec, name):
             rows = [cell_entry(spec, study_dir, cell, failures) for cell in members[name, length]]
             known = [row["metric"] for row in rows if row["metric"] is not None]
@@ -121,9 +127,8 @@ def arm_entries(
                     "condition": name,
                     "length": length,
                     "about": conditions[name].about,
-                    "lr": chosen.get(name, arm.config.lr),
-                    "parameters": {"start": arm.start.parameters, "end": arm.end.parameters},
-                    "flops_per_token": {"start": arm.start.flops_per_token, "end": arm.end.flops_per_token},
+                    "lr": chosen.get(name, config.lr),
+                    **facts[name],
                     "cells": rows,
                     "summary": asdict(summarise(known)) if known else None,
                 }
@@ -177,7 +182,8 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a JSONL file; none where there is no file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # after the last newline: nothing, or half a row
 
 
 # -- comparisons ------------------------------------------------------------------------------------------
@@ -232,12 +238,14 @@ def _level_tuples(factors: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, .
 def cost_entries(spec: StudySpec, entries: Sequence[Row]) -> dict[str, list[Row]]:
     """Every arm beside the baseline's own cost-quality curve: at equal cost, and at equal loss."""
     found: dict[str, list[Row]] = {"equal_cost": [], "savings": []}
-    others = [entry for entry in entries if entry["condition"] != spec.baseline]
+    pairs = [(entry, spec.baseline_of(entry["condition"])) for entry in entries]
     for cost in COSTS:
-        curves = baseline_curves(spec, entries, cost)
-        for entry in others if curves else ():
+        for entry, baseline in pairs:
+            curves = {} if baseline is None else baseline_curves(entries, baseline, cost)
+            if not curves:
+                continue
             rows = [row for row in entry["cells"] if row["status"] == "finished" and row["seed"] in curves]
-            names = {"arm": entry["condition"], "against": spec.baseline, "cost": cost}
+            names = {"arm": entry["condition"], "against": baseline, "cost": cost}
             seeds = [row["seed"] for row in rows]
             gaps = [_gap(curves[row["seed"]], row, cost, spec.metric) for row in rows]
             shares = [_saving(curves[row["seed"]], row, cost, spec.metric) for row in rows]
@@ -257,11 +265,11 @@ def cost_entries(spec: StudySpec, entries: Sequence[Row]) -> dict[str, list[Row]
     return found
 
 
-def baseline_curves(spec: StudySpec, entries: Sequence[Row], cost: str) -> dict[int, tuple[Point, ...]]:
-    """The baseline's curve of each seed that has one."""
+def baseline_curves(entries: Sequence[Row], baseline: str, cost: str) -> dict[int, tuple[Point, ...]]:
+    """The curve of a baseline for each seed that has one."""
     points: dict[int, list[Point]] = {}
     for entry in entries:
-        for row in entry["cells"] if entry["condition"] == spec.baseline else ():
+        for row in entry["cells"] if entry["condition"] == baseline else ():
             if row["status"] == "finished":
                 points.setdefault(row["seed"], []).append(Point(cost_of(row, cost), row["metric"]))
     return {seed: curve for seed, found in points.items() if (curve := curve_of(found))}

@@ -26,9 +26,8 @@ from .pool import Backend, LocalWorkers, Order
 from .report import write_study_report
 from .results import choose_rates, collect, spec_hash
 from .spec import StudySpec, plain, read_spec
+from .state import ABOUT, ATTEMPTS, MAX_ATTEMPTS, RESULTS, SPEC, WORKERS, open_study, study_state
 
-SPEC, RESULTS, WORKERS, ATTEMPTS = "study.yaml", "results.json", "workers.json", "attempts.jsonl"
-MAX_ATTEMPTS = 2
 _POLL_S = 1.0
 
 
@@ -92,6 +91,9 @@ def run_study(
     with hold(study_dir), raise_interrupts():
         write_spec(spec, study_dir)
         study = look_at(spec, study_dir, configs, observer)
+        command = command or f"aiether study run {shlex.quote(str(study_dir / SPEC))}"
+        facts = {name: arm.facts() for name, arm in study.arms.items()}
+        write_json(study_dir / ABOUT, {"command": command, "arms": facts})
         count, threads = worker_shape(study_dir, configs, workers)
         place = backend(threads) if backend else LocalWorkers(count, threads, gpus(configs))
         runs = _Runs(study, place, observer)
@@ -103,7 +105,7 @@ def run_study(
                 return runs.interrupted()
         finally:
             place.close()
-        write_results(study, chosen, runs.failures, command)
+        write_results(spec, study_dir, chosen, runs.failures)
         report = write_study_report(study_dir)
         return StudyResult(study_dir, "finished", runs.failures, report, 3 if runs.failures else 0)
 
@@ -246,9 +248,27 @@ def _metric(folder: Path, name: str) -> float | None:
 
 
 def write_results(
-    study: Study, chosen: Mapping[str, float], failures: Mapping[Cell, str], command: str | None
+    spec: StudySpec, study_dir: Path, chosen: Mapping[str, float], failures: Mapping[Cell, str]
 ) -> None:
     """Write results.json from the records of the runs that are there."""
-    command = command or f"aiether study run {shlex.quote(str(study.folder / SPEC))}"
-    found = collect(study.spec, study.folder, study.arms, chosen, failures, command)
-    write_json(study.folder / RESULTS, found)
+    about = json.loads((study_dir / ABOUT).read_text(encoding="utf-8"))
+    found = collect(spec, study_dir, about["arms"], chosen, failures, about["command"])
+    write_json(study_dir / RESULTS, found)
+
+
+def report_study(study_dir: Path) -> Path:
+    """Write results.json and the report of a study anew from its records, finished or not.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds no study, or one that never began.
+    """
+    spec = open_study(study_dir)
+    if not (study_dir / ABOUT).is_file():
+        raise ValueError(f"the study in {str(study_dir)!r} has not begun; aiether study run {study_dir}")
+    chosen = choose_rates(spec, study_dir)
+    states = study_state(study_dir).cells
+    failures = {state.cell: state.reason or "" for state in states if state.status == "failed"}
+    write_results(spec, study_dir, chosen, failures)
+    return write_study_report(study_dir)

@@ -42,10 +42,14 @@ class Claims:
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One arm: what it changes of the study's base, in the settings of `aiether train`."""
+    """One arm: what it changes of the study's base, in the settings of `aiether train`.
+
+    `baseline`: what it is compared with, where that is not the study's own baseline.
+    """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
+    baseline: str | None = None
     claims: Claims = Claims()
 
 
@@ -76,8 +80,9 @@ class StudySpec:
     conditions: by name. Factorial ones are added from `factors`: factor -> level -> settings.
     seeds: each seed is one block: same data order, same initial weights for every shared tensor.
     budget_unit, budget: what every arm may spend.
-    baseline: the condition that others are compared with, and whose cost-quality curve is drawn.
-    lengths: multiples of the budget at which the baseline is run, each on a schedule of its own.
+    baseline: the condition that others are compared with, and whose cost-quality curve is drawn. A condition
+        may name another one; there are then several.
+    lengths: multiples of the budget at which a baseline is run, each on a schedule of its own.
     eval_windows: validation windows of every evaluation, the same ones for all arms.
     metric, test, alpha: the primary metric (lower is better), the test that decides and its level.
     comparisons: what is tested, with Holm's correction over all; None: each condition against the baseline.
@@ -115,8 +120,19 @@ class StudySpec:
         """The comparisons that are tested."""
         if self.comparisons is not None:
             return self.comparisons
-        others = [name for name in self.all_conditions() if name != self.baseline]
-        return tuple(Comparison(arm=name, against=self.baseline) for name in others) if self.baseline else ()
+        pairs = [(name, self.baseline_of(name)) for name in self.all_conditions()]
+        return tuple(Comparison(arm=arm, against=other) for arm, other in pairs if other is not None)
+
+    def baseline_of(self, condition: str) -> str | None:
+        """What a condition is compared with; None for a baseline, and where there is none."""
+        if condition in self.baselines():
+            return None
+        return self.all_conditions()[condition].baseline or self.baseline
+
+    def baselines(self) -> tuple[str, ...]:
+        """The conditions that others are compared with."""
+        named = [self.baseline, *(each.baseline for each in self.all_conditions().values())]
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
 def factorial_conditions(factors: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Condition]:
@@ -216,7 +232,7 @@ def check_form(spec: StudySpec) -> None:
     if not conditions:
         raise ValueError("there are no conditions; name some, or factors with levels")
     _check_factors(spec)
-    references = [("baseline", spec.baseline)] if spec.baseline is not None else []
+    references = [("baseline", name) for name in spec.baselines()]
     references += [("comparison", name) for each in spec.planned() for name in (each.arm, each.against)]
     for name, condition in conditions.items():
         others = (condition.claims.same_parameters_as, condition.claims.same_flops_as)
@@ -275,7 +291,7 @@ def _check_lengths(spec: StudySpec) -> None:
         raise ValueError(
             f"lengths are {list(lengths)}: a curve takes at least three (or 1 alone, for no curve)"
         )
-    if len(lengths) > 1 and spec.baseline is None:
+    if len(lengths) > 1 and not spec.baselines():
         raise ValueError("lengths are those of the baseline: name one with baseline")
 
 
@@ -293,6 +309,7 @@ _SIMPLE = (
 )
 _REQUIRED = ("name", "question", "base", "conditions", "seeds", "budget")
 _KEYS = (*_SIMPLE, "base", "conditions", "factors", "seeds", "budget", "comparisons", "tuning")
+_CONDITION_KEYS = ("settings", "about", "baseline", "claims")
 _HINTS = get_type_hints(StudySpec)
 
 
@@ -337,14 +354,15 @@ def _record(kind: type, what: str, value: Any) -> Any:
 def _condition(name: str, value: Any) -> Condition:
     value = _mapping(f"condition {name}", {} if value is None else value)
     for key in value:
-        if key not in ("settings", "about", "claims"):
+        if key not in _CONDITION_KEYS:
             raise ValueError(
-                f"condition {name}: {unknown('key', str(key), ('settings', 'about', 'claims'))}; settings of "
-                "the run stand under settings"
+                f"condition {name}: {unknown('key', str(key), _CONDITION_KEYS)}; settings of the run stand "
+                "under settings"
             )
     return Condition(
         settings=dict(_mapping(f"settings of {name}", value.get("settings") or {})),
         about=coerce(f"about of {name}", value.get("about", ""), str),
+        baseline=coerce(f"baseline of {name}", value.get("baseline"), str | None),
         claims=_record(Claims, f"claims of {name}", value.get("claims") or {}),
     )
 
@@ -420,6 +438,8 @@ def _plain_condition(condition: Condition) -> dict[str, Any]:
         if (value := getattr(condition.claims, each.name)) not in (None, ())
     }
     found: dict[str, Any] = {"settings": dict(condition.settings)}
+    if condition.baseline:
+        found["baseline"] = condition.baseline
     if condition.about:
         found["about"] = condition.about
     if claims:

@@ -93,7 +93,9 @@ def new_model(config: TrainConfig, data: PackedData, depth: int) -> PreTrainedMo
     )
 
 
-def model_shape(config: TrainConfig, data: PackedData, depth: int) -> PreTrainedModel:
+def model_shape(
+    config: TrainConfig, depth: int, *, vocab_size: int, eos_token_id: int | None = None
+) -> PreTrainedModel:
     """The model of a run at some depth without any numbers (on the meta device)."""
     with torch.device("meta"):
         return undrawn_model(
@@ -102,9 +104,9 @@ def model_shape(config: TrainConfig, data: PackedData, depth: int) -> PreTrained
             n_head=config.n_head,
             n_embd=config.n_embd,
             context_length=config.context_length,
-            vocab_size=data.vocab_size,
+            vocab_size=vocab_size,
             dropout=config.dropout,
-            eos_token_id=data.eos_token_id,
+            eos_token_id=eos_token_id,
         )
 
 
@@ -211,7 +213,7 @@ def sampler(config: TrainConfig, data: PackedData) -> Sampler | None:
 
 def static_steps(config: TrainConfig, data: PackedData, *, depth: int, flops: int) -> int:
     """Steps that a static model of `depth` layers takes within `flops`."""
-    model_config = model_shape(config, data, depth).config
+    model_config = model_shape(config, depth, vocab_size=data.vocab_size).config
     return max(
         1, round(flops / (flops_per_token(model_config, config.context_length) * tokens_per_step(config)))
     )

@@ -36,40 +36,64 @@ def build_model(
     """
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}; change one of them")
-    tokens = {"vocab_size": vocab_size, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        if arch == "gpt2":
-            model: PreTrainedModel = GPT2LMHeadModel(
-                GPT2Config(
-                    n_layer=n_layer,
-                    n_head=n_head,
-                    n_embd=n_embd,
-                    n_positions=context_length,
-                    resid_pdrop=dropout,
-                    embd_pdrop=dropout,
-                    attn_pdrop=dropout,
-                    use_cache=False,
-                    **tokens,
-                )
-            )
-        else:
-            model = LlamaForCausalLM(
-                LlamaConfig(
-                    num_hidden_layers=n_layer,
-                    num_attention_heads=n_head,
-                    hidden_size=n_embd,
-                    intermediate_size=llama_width(n_embd),
-                    max_position_embeddings=context_length,
-                    attention_dropout=dropout,
-                    tie_word_embeddings=True,
-                    use_cache=False,
-                    **tokens,
-                )
-            )
+    with torch.random.fork_rng():  # construction draws numbers that are drawn again below
+        model = undrawn_model(
+            arch,
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            context_length=context_length,
+            vocab_size=vocab_size,
+            dropout=dropout,
+            eos_token_id=eos_token_id,
+        )
     _draw_by_name(model, seed)
     generators = partial(named_generator, seed)
     initialise_output_projections(model, family_of(model), final_depth, generators)
+    return model
+
+
+def undrawn_model(
+    arch: Architecture,
+    *,
+    n_layer: int,
+    n_head: int,
+    n_embd: int,
+    context_length: int,
+    vocab_size: int,
+    dropout: float,
+    eos_token_id: int | None,
+) -> PreTrainedModel:
+    """The same model as transformers makes it; under `torch.device("meta")` its shapes alone."""
+    tokens = {"vocab_size": vocab_size, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
+    if arch == "gpt2":
+        model: PreTrainedModel = GPT2LMHeadModel(
+            GPT2Config(
+                n_layer=n_layer,
+                n_head=n_head,
+                n_embd=n_embd,
+                n_positions=context_length,
+                resid_pdrop=dropout,
+                embd_pdrop=dropout,
+                attn_pdrop=dropout,
+                use_cache=False,
+                **tokens,
+            )
+        )
+    else:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                num_hidden_layers=n_layer,
+                num_attention_heads=n_head,
+                hidden_size=n_embd,
+                intermediate_size=llama_width(n_embd),
+                max_position_embeddings=context_length,
+                attention_dropout=dropout,
+                tie_word_embeddings=True,
+                use_cache=False,
+                **tokens,
+            )
+        )
     model.loss_type = "ForCausalLM"  # GPT-2's class name does not say it, and transformers would warn
     return model
 

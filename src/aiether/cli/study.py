@@ -1,0 +1,258 @@
+"""`aiether study list|run|status|report|compare`."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from aiether.study.pool import Backend
+    from aiether.study.state import StudyState
+
+from ._parse import parse
+
+PROGRAM = "aiether study"
+ABOUT = {
+    "list": "the shipped studies, and what they cost on this machine",
+    "run": "run what is missing of a study: a shipped one, a YAML file or a study's folder",
+    "status": "how far a study is",
+    "report": "write results.json, report.html and the tables anew from the records",
+    "compare": "two studies or single runs side by side",
+}
+_WATCH_S = 2.0
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    study: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="STUDY", help="A shipped study's name, a YAML file or a study's folder."),
+    ]
+    preset: Annotated[
+        str | None,
+        tyro.conf.arg(help="One of the study's presets. None: gpu where there is a GPU, else cpu."),
+    ] = None
+    output_dir: Annotated[
+        str | None, tyro.conf.arg(help="The study's folder. None: runs/studies/NAME-PRESET.")
+    ] = None
+    workers: Annotated[
+        int | None,
+        tyro.conf.arg(help="Runs at a time. None: one for each GPU, or one on a processor."),
+    ] = None
+    backend: Annotated[
+        Literal["processes", "slurm", "submitit-local"],
+        tyro.conf.arg(help="Processes of this machine, Slurm jobs, or submitit's own processes."),
+    ] = "processes"
+    slurm_partition: Annotated[str | None, tyro.conf.arg(help="Backend slurm: the partition.")] = None
+    slurm_timeout_min: Annotated[int, tyro.conf.arg(help="Backend slurm: minutes of a job.")] = 240
+    slurm_gpus: Annotated[int, tyro.conf.arg(help="Backend slurm: GPUs of a job.")] = 1
+
+
+@dataclass(frozen=True)
+class FolderFlags:
+    study_dir: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY_DIR", help="The folder of a study.")
+    ]
+
+
+@dataclass(frozen=True)
+class CompareFlags:
+    folders: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="FOLDER...", help="Folders of studies or runs."),
+    ]
+    markdown: Annotated[bool, tyro.conf.arg(help="Print the table as Markdown.")] = False
+
+
+@dataclass(frozen=True)
+class ListFlags:
+    """Nothing to choose."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do one of the commands."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name not in _COMMANDS:
+        near = difflib.get_close_matches(name, _COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(_COMMANDS)}"
+        raise ValueError(f"unknown command {name!r}; {hint}")
+    return _COMMANDS[name](rest)
+
+
+def _overview() -> str:
+    lines = [f"  {name:9}{about}" for name, about in ABOUT.items()]
+    return "\n".join([f"usage: {PROGRAM} COMMAND [flags]", "", "commands:", *lines])
+
+
+def run_study_command(arguments: Sequence[str]) -> int:
+    """`aiether study run`; 0, 3 if runs failed for good, 130 when a signal stopped it."""
+    flags = parse(RunFlags, arguments, f"{PROGRAM} run", ABOUT["run"] + ".", usage="STUDY")
+    import torch
+
+    from aiether.study.catalogue import find_spec
+    from aiether.study.runner import run_study
+    from aiether.study.state import SPEC
+
+    from ._study_display import StudyDisplay
+
+    default = "gpu" if torch.cuda.is_available() else "cpu"
+    spec = find_spec(flags.study, flags.preset, default_preset=default)
+    given = Path(flags.study).expanduser()
+    if flags.output_dir is not None:
+        folder = Path(flags.output_dir).expanduser()
+    elif (given / SPEC).is_file():
+        folder = given
+    else:
+        folder = Path("runs/studies") / "-".join(filter(None, (spec.name, spec.preset)))
+    display = StudyDisplay()
+    command = f"{PROGRAM} run {flags.study}" + (f" --preset {spec.preset}" if spec.preset else "")
+    try:
+        result = run_study(
+            spec, folder, display, workers=flags.workers, backend=_backend(flags, folder), command=command
+        )
+    finally:
+        display.close()
+    if result.status == "interrupted":
+        print(f"stopped and saved; go on with: {PROGRAM} run {folder}")
+        return result.exit_status
+    for cell, reason in result.failures.items():
+        print(f"failed: {cell.folder}: {reason}")
+    for verdict in verdicts(folder):
+        print(verdict)
+    print(f"report: {result.report}")
+    return result.exit_status
+
+
+def _backend(flags: RunFlags, folder: Path) -> Callable[[int], Backend] | None:
+    if flags.backend == "processes":
+        return None
+    from aiether.study.slurm import SubmititJobs
+
+    def make(threads: int) -> Backend:
+        parameters: dict[str, object] = {"timeout_min": flags.slurm_timeout_min, "cpus_per_task": threads}
+        if flags.backend == "slurm":
+            parameters |= {"slurm_partition": flags.slurm_partition, "gpus_per_node": flags.slurm_gpus}
+        cluster = "slurm" if flags.backend == "slurm" else "local"
+        return SubmititJobs(folder / "slurm", cluster, flags.workers or 64, parameters)
+
+    return make
+
+
+def verdicts(folder: Path) -> list[str]:
+    """One line for each thing that a finished study found."""
+    import json
+
+    from aiether.study.state import RESULTS
+
+    found = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    pairs = [(f"{row['arm']} against {row['against']}", row["verdict"]) for row in found["comparisons"]]
+    pairs += [(row["effect"], row["verdict"]) for row in found["factorial"] or ()]
+    pairs += [(f"{row['arm']} against {row['against']}", row["verdict"]) for row in found["savings"]]
+    return [f"{who}: {what}" for who, what in pairs]
+
+
+def status_command(arguments: Sequence[str]) -> int:
+    """`aiether study status`: live on a terminal while something runs, else once."""
+    flags = parse(FolderFlags, arguments, f"{PROGRAM} status", ABOUT["status"] + ".", usage="STUDY_DIR")
+    from aiether.study.state import study_state
+
+    folder, console = Path(flags.study_dir), Console()
+    state = study_state(folder)
+    if not console.is_terminal or not state.count("running"):
+        console.print(_status_table(state))
+        return 0
+    with Live(_status_table(state), console=console, auto_refresh=False) as live:
+        while state.count("running"):
+            time.sleep(_WATCH_S)
+            state = study_state(folder)
+            live.update(_status_table(state), refresh=True)
+    return 0
+
+
+def _status_table(state: StudyState) -> RenderableType:
+    from aiether.training._format import duration
+
+    from ._study_display import words
+
+    left = state.time_left()
+    counts = [
+        f"{number} {status}"
+        for status in ("finished", "running", "stopped", "failed", "waiting")
+        if (number := state.count(status))
+    ]
+    title = f"{state.spec.name}: {', '.join(counts)}"
+    if left:
+        title += f"; about {duration(left)} left"
+    table = Table("run", "state", "step", state.spec.metric, "took", title=title, title_justify="left")
+    for each in state.cells:
+        step = f"{each.step:,}" + (f" of {each.total_steps:,}" if each.total_steps else "")
+        metric = "" if each.metric is None else f"{each.metric:.4f}"
+        took = "" if each.wall_s is None else duration(each.wall_s)
+        words_of_state = each.status + (f": {each.reason}" if each.reason else "")
+        table.add_row(words(each.cell), words_of_state, step if each.step else "", metric, took)
+    return table
+
+
+def report_command(arguments: Sequence[str]) -> int:
+    """`aiether study report`."""
+    flags = parse(FolderFlags, arguments, f"{PROGRAM} report", ABOUT["report"] + ".", usage="STUDY_DIR")
+    from aiether.study.runner import report_study
+
+    print(report_study(Path(flags.study_dir)))
+    return 0
+
+
+def compare_command(arguments: Sequence[str]) -> int:
+    """`aiether study compare`."""
+    flags = parse(
+        CompareFlags, arguments, f"{PROGRAM} compare", ABOUT["compare"] + ".", usage="FOLDER FOLDER..."
+    )
+    from aiether.study.compare import COLUMNS, markdown, sides
+
+    if len(flags.folders) < 2:
+        raise ValueError(f"one folder is nothing to compare; expected {PROGRAM} compare FOLDER FOLDER...")
+    rows = [side for folder in flags.folders for side in sides(Path(folder))]
+    if flags.markdown:
+        print(markdown(rows))
+        return 0
+    table = Table(*COLUMNS)
+    for row in rows:
+        table.add_row(*row.words())
+    Console().print(table)
+    return 0
+
+
+def list_command(arguments: Sequence[str]) -> int:
+    """`aiether study list`."""
+    parse(ListFlags, arguments, f"{PROGRAM} list", ABOUT["list"] + ".")
+    from aiether.study.listing import listed
+    from aiether.training._format import duration, scientific
+
+    table = Table("study", "preset", "runs", "FLOPs", "on this machine", "question")
+    for each in listed():
+        cost = "needs a GPU" if each.seconds is None else f"about {duration(each.seconds)}"
+        flops = "" if each.flops is None else scientific(each.flops)
+        table.add_row(each.name, each.preset or "", str(each.runs), flops, cost, each.question)
+    Console().print(table)
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "list": list_command,
+    "run": run_study_command,
+    "status": status_command,
+    "report": report_command,
+    "compare": compare_command,
+}
