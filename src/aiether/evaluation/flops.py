@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -65,7 +66,8 @@ def measure_flops_per_token(model: PreTrainedModel, context_length: int) -> int:
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
     with torch.device("meta"):
-        twin = type(model)(config)
+        twin: Any = type(model)(config)
+        twin.loss_type = model.loss_type  # where the class's name does not say it, transformers would warn
         ids = torch.zeros(1, context_length, dtype=torch.long)
         mask = torch.ones_like(ids)  # without one, transformers reads the positions' values: none on meta
     counter = FlopCounterMode(display=False)

@@ -1,0 +1,167 @@
+"""The runner: what is missing runs, what failed is tried once more, nothing is dropped without a word."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.study.fakes import FakeWorkers, Silent
+from tests.study.test_spec import study
+
+from aiether.study.runner import StudyResult, report_study, run_study
+from aiether.study.spec import spec_from
+from aiether.study.state import study_state
+
+
+def loss(condition: str, length: float, seed: int) -> float:
+    """The baseline falls by 0.5 from half the budget to all of it; the other arm is 0.1 below."""
+    base = 4.0 - 0.5 * math.log(length / 0.5) / math.log(2) + 0.01 * seed
+    return base if condition == "static" else base - 0.1 - 0.001 * seed
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"line {number} of a small text" for number in range(4000)))
+    found = study(lengths=[0.5, 0.7, 1.0])
+    found["base"] |= {"dataset_path": str(text), "vocab_size": 300, "cache_dir": str(tmp_path / "cache")}
+    return found
+
+
+def run(content: dict[str, Any], folder: Path, workers: FakeWorkers) -> StudyResult:
+    return run_study(spec_from(content), folder, Silent(), backend=lambda threads: workers)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_every_run_is_done_once_and_a_second_call_runs_nothing(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    folder, workers = tmp_path / "study", FakeWorkers(loss)
+    assert run(content, folder, workers).exit_status == 0
+    arms = ["static/0.5", "static/0.7", "static/1", "grown/1"]
+    assert workers.folders() == [f"{arm}-seed{seed}" for seed in range(3) for arm in arms]
+    first = (folder / "results.json").read_bytes()
+    again = FakeWorkers(loss)
+    assert run(content, folder, again).exit_status == 0
+    assert again.orders == []
+    assert (folder / "results.json").read_bytes() == first
+    assert study_state(folder).count("finished") == 12
+
+
+def test_comparisons_and_savings_are_those_of_the_records(content: dict[str, Any], tmp_path: Path) -> None:
+    run(content, tmp_path / "study", FakeWorkers(loss))
+    found = results(tmp_path / "study")
+    (comparison,) = found["comparisons"]
+    assert comparison["differences"] == pytest.approx([-0.1, -0.101, -0.102])
+    assert comparison["verdict"].startswith("lower by 0.101")
+    flops = next(row for row in found["savings"] if row["cost"] == "flops")
+    # The grown arm lies below the baseline's longest run: no length reaches its loss.
+    assert (flops["savings"], flops["beyond"]) == ([None] * 3, 3)
+    equal = next(row for row in found["equal_cost"] if row["cost"] == "flops")
+    # It spent 600 of 1,000: the curve stands at 4 - 0.5 log2(1.2) there.
+    expected = [3.4 - 0.001 * s + 0.01 * s - (4.0 - 0.5 * math.log2(1.2) + 0.01 * s) for s in range(3)]
+    assert equal["differences"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_saving_is_read_off_the_baseline_s_own_curve(content: dict[str, Any], tmp_path: Path) -> None:
+    def equal_at_the_end(condition: str, length: float, seed: int) -> float:
+        return loss("static", length if condition == "static" else 0.8, seed)
+
+    run(content, tmp_path / "study", FakeWorkers(equal_at_the_end))
+    flops = next(row for row in results(tmp_path / "study")["savings"] if row["cost"] == "flops")
+    # The loss of 0.8 of the budget for 0.6 of it: a quarter less.
+    assert flops["savings"] == pytest.approx([0.25] * 3, abs=0.01)
+    assert "fewer FLOPs over 3 seeds" in flops["verdict"]
+
+
+def test_a_failed_run_is_tried_once_more_and_then_reported(content: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    fails = {"grown/1-seed1": ["no memory", "no memory again"], "static/1-seed0": ["killed"]}
+    workers = FakeWorkers(loss, fails)
+    result = run(content, folder, workers)
+    assert workers.folders().count("grown/1-seed1") == workers.folders().count("static/1-seed0") == 2
+    assert (result.exit_status, list(result.failures.values())) == (3, ["no memory again"])
+    found = results(folder)
+    (comparison,) = found["comparisons"]
+    assert (comparison["n"], comparison["seeds"]) == (2, [0, 2])
+    assert [(row["condition"], row["seed"], row["reason"]) for row in found["failures"]] == [
+        ("grown", 1, "no memory again")
+    ]
+    assert study_state(folder).count("failed") == 1
+    again = FakeWorkers(loss)
+    assert run(content, folder, again).exit_status == 0
+    assert again.folders() == ["grown/1-seed1"]
+    assert results(folder)["failures"] == []
+
+
+def test_an_interrupted_study_goes_on_where_it_was(content: dict[str, Any], tmp_path: Path) -> None:
+    folder, workers = tmp_path / "study", FakeWorkers(loss, stop_at=5)
+    result = run(content, folder, workers)
+    assert (result.status, result.exit_status, result.report) == ("interrupted", 130, None)
+    done = study_state(folder).count("finished")
+    again = FakeWorkers(loss)
+    run(content, folder, again)
+    assert len(again.orders) == 12 - done
+    assert 0 < done < 12
+
+
+def test_each_condition_is_run_at_the_rate_that_tuning_chose(content: dict[str, Any], tmp_path: Path) -> None:
+    content |= {"tuning": {"lr": [0.001, 0.002, 0.004]}, "lengths": [1.0]}
+    workers = FakeWorkers(loss)
+    run(content, tmp_path / "study", workers)
+    assert len(workers.orders) == 2 * 3 + 2 * 3
+    assert {order.settings["lr"] for order in workers.orders[6:]} == {0.002}
+    (static, _) = results(tmp_path / "study")["tuning"]
+    assert (static["chosen"], static["at_edge"]) == (0.002, False)
+
+
+def test_a_folder_holds_one_study(content: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    run(content, folder, FakeWorkers(loss))
+    with pytest.raises(ValueError, match="differs in seeds, budget"):
+        run({**content, "seeds": 4, "budget": {"steps": 30}}, folder, FakeWorkers(loss))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds thesis\.tex and no study"):
+        run(content, tmp_path / "other", FakeWorkers(loss))
+
+
+def test_claims_are_checked_before_anything_runs(content: dict[str, Any], tmp_path: Path) -> None:
+    workers = FakeWorkers(loss)
+    for claims, says in (
+        ({"final_depth": 3}, r"claims final_depth \(3\) and ends with 2"),
+        ({"absent": ["attn"]}, "claims to have no 'attn' and has transformer.h.0.attn"),
+        ({"present": ["router"]}, "no tensor's name holds it"),
+        ({"parameters": 12}, r"claims parameters \(12\)"),
+    ):
+        content["conditions"]["static"]["claims"] = claims
+        with pytest.raises(ValueError, match=says):
+            run(content, tmp_path / "study", workers)
+    assert workers.orders == []
+
+
+def test_arms_of_unequal_size_cannot_claim_to_be_equal(content: dict[str, Any], tmp_path: Path) -> None:
+    content["conditions"]["grown"]["claims"] = {"same_parameters_as": "static", "same_flops_as": "static"}
+    run(content, tmp_path / "equal", FakeWorkers(loss))
+    content["conditions"]["grown"]["settings"]["max_layers"] = 3
+    with pytest.raises(ValueError, match="claims same_parameters_as static"):
+        run(content, tmp_path / "unequal", FakeWorkers(loss))
+
+
+def test_too_little_validation_text_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"eval_windows is 40000, the validation text holds \d+"):
+        run({**content, "eval_windows": 40000}, tmp_path / "study", FakeWorkers(loss))
+
+
+def test_an_unfinished_study_has_a_report_too(content: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    run(content, folder, FakeWorkers(loss, stop_at=5))
+    assert report_study(folder).is_file()
+    statuses = [cell["status"] for arm in results(folder)["arms"] for cell in arm["cells"]]
+    assert {"finished", "missing"} == set(statuses)
