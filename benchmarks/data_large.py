@@ -32,12 +32,14 @@ def make_text(path: Path, size: int) -> int:
     """Write about `size` bytes of real text, varied so that no two copies of a file are equal."""
     from aiether.data.sources import standard_library
 
-    originals = [file.read_text(encoding="utf-8", errors="replace") for file in standard_library().paths]
+    originals = [
+        file.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        for file in standard_library().paths
+    ]
     written = 0
     with path.open("w", encoding="utf-8") as file:
         for number in count():
-            original = originals[number % len(originals)]
-            lines = original.splitlines(keepends=True)
+            lines = originals[number % len(originals)].copy()
             for line in range(number % 37, len(lines), 37):
                 lines[line] = lines[line].rstrip("\n") + f"  # {number}.{line}\n"
             written += file.write("".join(lines)) + file.write("\n<|endoftext|>\n")
@@ -131,16 +133,19 @@ def main() -> None:
     )
     parser.add_argument("--megabytes", type=int, nargs="+", default=[200, 1000])
     parser.add_argument("--folder", type=Path, help="where texts and caches go; default: a temporary folder")
+    parser.add_argument("--commit", default=None, help="where the tree is no git checkout")
+    parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--child", type=Path, nargs=2, metavar=("TEXT", "CACHE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(*arguments.child)
         return
-    result: dict[str, Any] = about(seeds=[], more_versions=["tokenizers"]) | {"rows": []}  # nothing is drawn
+    where = about(seeds=[], more_versions=["tokenizers"], commit=arguments.commit)  # nothing is drawn
+    result: dict[str, Any] = where | {"rows": []}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for number, megabytes in enumerate(arguments.megabytes):
             result["rows"].append(measure(megabytes, Path(folder), compare=number == 0))
-            RESULT.write_text(json.dumps(result, indent=2) + "\n")
+            arguments.out.write_text(json.dumps(result, indent=2) + "\n")
             print(json.dumps(result["rows"][-1], indent=2), flush=True)
 
 

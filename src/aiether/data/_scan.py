@@ -23,6 +23,7 @@ MIN_DOCUMENTS = 32
 SAMPLE_BYTES = 12 << 20
 """How much text a tokenizer is trained on at most."""
 _STRETCH = 1 << 20
+_WHITE_SPACE = bytes(code for code in range(128) if chr(code).isspace())
 
 
 @dataclass
@@ -128,7 +129,10 @@ def scan(source: Source, keep_sample: bool, on_read: ReadProgress) -> Scan:
 def _content(section: Section) -> tuple[bytes, int]:
     """The bytes that identify a section, and its size."""
     if isinstance(section.content, str):
-        return "".join(section.content.split()).encode(), len(section.content.encode())
+        encoded = section.content.encode()
+        if len(encoded) == len(section.content):  # ASCII
+            return encoded.translate(None, _WHITE_SPACE), len(encoded)
+        return "".join(section.content.split()).encode(), len(encoded)
     return section.content.tobytes(), len(section.content)
 
 

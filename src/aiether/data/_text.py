@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 LINE_LIMIT = 1 << 14
+"""Characters of a part of a line: a longer line is cut into parts of this size, so that memory is bounded."""
 COMPRESSION_SUFFIXES = (".gz", ".xz", ".zst")
 _CORRUPT = (gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError, zlib.error, EOFError)
+_BLOCK_CHARACTERS = 1 << 17
+_PRINTED = re.compile(r"\S")
 
 
 class Piece(NamedTuple):
@@ -98,33 +102,33 @@ def clear_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield the lines of a UTF-8 text file, newlines as "\\n", and the bytes read of the file so far.
+def read_text(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield a UTF-8 text file in blocks, newlines as "\\n", and the bytes read of the file so far.
 
-    A line longer than LINE_LIMIT characters comes in several parts, so that memory stays bounded.
     Raises ValueError for a file that is missing, corrupt, binary or not UTF-8.
     """
     with clear_errors(path):
         stream, raw = open_bytes(path)
         with raw, stream, TextIOWrapper(stream, encoding="utf-8-sig") as text:
-            while line := text.readline(LINE_LIMIT):
-                if "\0" in line:
+            while block := text.read(_BLOCK_CHARACTERS):
+                if "\0" in block:
                     raise ValueError(
                         f"{path} is a binary file (it holds NUL bytes); allowed is UTF-8 text, plain or "
                         f"{', '.join(COMPRESSION_SUFFIXES)}; point dataset_path at text files"
                     )
-                yield line, raw.tell()
+                yield block, raw.tell()
 
 
-def split_documents(lines: Iterable[str], limit: int) -> Iterator[Piece]:
-    """Cut lines into pieces: documents end at a line that holds only <|endoftext|>, and with the lines.
+def split_documents(blocks: Iterable[str], limit: int) -> Iterator[Piece]:
+    """Cut a text into pieces: documents end at a line that holds only <|endoftext|>, and with the text.
 
     A document comes in pieces of about `limit` characters, cut after a blank line where there is one
-    before twice that size, else after any line. The pieces of a document join to exactly its text;
-    documents without a printed character are dropped.
+    before twice that size, else after any line (or part of a line, of LINE_LIMIT characters). The pieces
+    of a document join to exactly its text; documents without a printed character are dropped. How the
+    text is divided into blocks changes nothing.
     """
     held: str | None = None
-    for chunk in _chunks(lines, limit):
+    for chunk in _chunks(blocks, limit):
         if chunk is None:
             if held is not None:
                 yield Piece(held, True)
@@ -138,27 +142,95 @@ def split_documents(lines: Iterable[str], limit: int) -> Iterator[Piece]:
             held = chunk
 
 
-def _chunks(lines: Iterable[str], limit: int) -> Iterator[str | None]:
+def _chunks(blocks: Iterable[str], limit: int) -> Iterator[str | None]:
     """Chunks of about `limit` characters, and None after each document that holds any text.
 
     The first chunk of a document always holds a printed character; later ones may be blank or empty.
     """
-    parts: list[str] = []
-    size, printed, at_line_start = 0, False, True
-    for line in lines:
-        if at_line_start and line.strip() == END_OF_TEXT:
-            if printed:
-                yield "".join(parts)
-                yield None
-            parts, size, printed = [], 0, False
-            continue
-        at_line_start = line.endswith("\n")
-        parts.append(line)
-        size += len(line)
-        printed = printed or not line.isspace()
-        if printed and size >= limit and (line == "\n" or size >= 2 * limit):
-            yield "".join(parts)
-            parts, size = [], 0
-    if printed:
-        yield "".join(parts)
-        yield None
+    cutter = _Cutter(limit)
+    for run, ends_document in _runs(_stretches(blocks)):
+        yield from cutter.add(run)
+        if ends_document:
+            yield from cutter.end()
+    yield from cutter.end()
+
+
+def _stretches(blocks: Iterable[str]) -> Iterator[str]:
+    """The text in stretches of whole lines, at most LINE_LIMIT characters each.
+
+    A line that is longer comes in parts of that size; its last part begins a stretch of lines.
+    """
+    rest = ""
+    for block in blocks:
+        text, start = rest + block, 0
+        while len(text) - start >= LINE_LIMIT:
+            newline = text.rfind("\n", start, start + LINE_LIMIT)
+            end = newline + 1 if newline >= 0 else start + LINE_LIMIT
+            yield text[start:end]
+            start = end
+        rest = text[start:]
+    if rest:
+        yield rest
+
+
+def _runs(stretches: Iterable[str]) -> Iterator[tuple[str, bool]]:
+    """What lies between the lines of <|endoftext|>, and whether one follows; such a line has one part."""
+    at_line_start = True
+    for text in stretches:
+        begin = start = 0
+        found = text.find(END_OF_TEXT)
+        while found >= 0:
+            line = text.rfind("\n", start, found) + 1 or start
+            start = text.find("\n", found) + 1 or len(text)
+            if (line or at_line_start) and text[line:start].strip() == END_OF_TEXT:
+                yield text[begin:line], True
+                begin, at_line_start = start, True
+            found = text.find(END_OF_TEXT, start)
+        if begin < len(text):
+            yield text[begin:], False
+            at_line_start = text.endswith("\n")
+
+
+class _Cutter:
+    """Cuts documents, which come in runs of whole lines or of one part of a line, into chunks."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[str] = []
+        self._size = 0
+        self._printed = False
+
+    def add(self, run: str) -> Iterator[str]:
+        """Take more of the document; yield the chunks that are full."""
+        start = 0
+        while (end := self._cut(run, start)) is not None:
+            self._parts.append(run[start:end])
+            yield "".join(self._parts)
+            self._parts, self._size, start = [], 0, end
+        self._parts.append(run[start:])
+        self._size += len(run) - start
+
+    def end(self) -> Iterator[str | None]:
+        """The document ends: yield its last chunk and None, unless nothing in it is printed."""
+        if self._printed:
+            yield "".join(self._parts)
+            yield None
+        self._parts, self._size, self._printed = [], 0, False
+
+    def _cut(self, run: str, start: int) -> int | None:
+        """Where the chunk that goes on at `start` ends, if that is within the run."""
+        first = start + self._limit - self._size
+        last = first + self._limit
+        if not self._printed:
+            if (printed := _PRINTED.search(run, start)) is None:
+                return None
+            self._printed = True
+            first, last = max(first, printed.end()), max(last, printed.end())
+        if first > len(run):
+            return None
+        if first <= start + 1 and run.startswith("\n", start):  # what ends before it is another run
+            return start + 1
+        blank = run.find("\n\n", max(start, first - 2), last)
+        if blank >= 0:
+            return blank + 2
+        return (run.find("\n", max(start, last - 1)) + 1 or len(run)) if last <= len(run) else None

@@ -10,8 +10,6 @@ import platform
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +18,7 @@ import numpy.typing as npt
 
 from aiether.data._hash import file_hash, shares
 from aiether.data._rows import ROW_READERS, Row, row_text
-from aiether.data._text import COMPRESSION_SUFFIXES, END_OF_TEXT, LINE_LIMIT, read_lines, split_documents
+from aiether.data._text import COMPRESSION_SUFFIXES, END_OF_TEXT, read_text, split_documents
 from aiether.data.config import DataConfig
 
 _PROSE_SUFFIXES = {".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".html", ".htm", ".xml"}
@@ -119,7 +117,7 @@ class TextFiles:
 
 def _text_sections(path: Path, limit: int) -> Iterator[tuple[Section, float]]:
     size = max(1, path.stat().st_size)
-    read = _Counted(read_lines(path))
+    read = _Counted(read_text(path))
     for piece in split_documents(read, limit):
         yield Section(*piece), read.position / size
 
@@ -131,15 +129,15 @@ def _row_sections(rows: Iterator[Row], limit: int) -> Iterator[tuple[Section, fl
 
 
 class _Counted:
-    """The lines of a file; `position` follows the bytes read of it."""
+    """The text of a file; `position` follows the bytes read of it."""
 
-    def __init__(self, lines: Iterator[tuple[str, int]]) -> None:
-        self._lines = lines
+    def __init__(self, blocks: Iterator[tuple[str, int]]) -> None:
+        self._blocks = blocks
         self.position = 0
 
     def __iter__(self) -> Iterator[str]:
-        for line, self.position in self._lines:  # noqa: B020 (the attribute is the loop's own variable)
-            yield line
+        for block, self.position in self._blocks:  # noqa: B020 (the attribute is the loop's own variable)
+            yield block
 
 
 @dataclass(frozen=True)
@@ -200,7 +198,7 @@ def split_text(text: str, limit: int) -> Iterator[Section]:
         if text and not text.isspace():
             yield Section(text, True)
         return
-    for piece in split_documents(iter(partial(StringIO(text).readline, LINE_LIMIT), ""), limit):
+    for piece in split_documents((text,), limit):
         yield Section(*piece)
 
 
