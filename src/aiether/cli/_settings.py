@@ -32,8 +32,12 @@ GROUPS: dict[str, dict[str, str]] = {
         "dropout": "Dropout rate.",
     },
     "training": {
-        "num_epochs": "Passes over the training tokens.",
-        "max_steps": "Optimizer steps; wins over num_epochs.",
+        "num_epochs": "Passes over the training tokens, where none of the next four gives the length.",
+        "max_steps": "The run's length in optimizer steps. One of these four is given at most.",
+        "max_tokens": "Its length in training tokens.",
+        "max_flops": "Its length in training FLOPs, as in 1e15, head and attention included.",
+        "max_seconds": "Its length in seconds of training: evaluating, saving, growing and compiling do not "
+        "count.",
         "batch_size": "Windows per forward pass.",
         "gradient_accumulation_steps": "Forward passes per optimizer step.",
         "lr": "Peak learning rate.",

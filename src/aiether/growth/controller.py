@@ -67,13 +67,21 @@ class GrowthController:
         self.seed = seed
         self.final_depth = final_depth
         self.lineage = Lineage.start(depth)
-        self.trigger_state = TriggerState.start(
-            config, depth=depth, final_depth=final_depth, total_steps=total_steps, seed=seed
-        )
+        self._start_depth = depth
+        self.trigger_state = self._fresh_trigger_state()
         self.last_metrics: dict[str, Any] = _row(None, 0, 0)
         self._phases: tuple[Phases, ...] = ()
         self._directory = directory
         self.trajectory = self._empty_trajectory()
+
+    def _fresh_trigger_state(self) -> TriggerState:
+        return TriggerState.start(
+            self.config,
+            depth=self._start_depth,
+            final_depth=self.final_depth,
+            total_steps=self.total_steps,
+            seed=self.seed,
+        )
 
     def _empty_trajectory(self) -> Trajectory:
         return Trajectory(self.config.history_window_size, self.config.snapshot_storage, self._directory)
@@ -85,6 +93,17 @@ class GrowthController:
     @property
     def num_growths(self) -> int:
         return self.trigger_state.num_growths
+
+    @property
+    def frozen_until(self) -> int:
+        """First step from which everything trains: no growth comes before it."""
+        return self._phases[-1].end if self._phases else 0
+
+    def replan(self, total_steps: int) -> None:
+        """The budget is of another number of steps from now on: growths still to come by the clock move."""
+        self.total_steps = total_steps
+        due = self._fresh_trigger_state().due_steps
+        self.trigger_state = replace(self.trigger_state, due_steps=due)
 
     # Watching
 
@@ -159,7 +178,7 @@ class GrowthController:
         due = self.trigger_state.next_due_step
         if due is None or self._next_plan() is None:
             return False
-        return step == max(due, self._phases[-1].end if self._phases else 0)
+        return step == max(due, self.frozen_until)
 
     def evaluate(self, step: int, eval_loss: float, depth: int | None = None) -> Decision:
         """Take note of an evaluation and decide; call it once for each evaluation.
@@ -177,9 +196,7 @@ class GrowthController:
             )
         metrics = self._measure()
         if self.trainable(step) is not None:
-            decision = Decision(
-                False, f"layers are frozen until step {self._phases[-1].end} (growth protocol)"
-            )
+            decision = Decision(False, f"layers are frozen until step {self.frozen_until} (growth protocol)")
         else:
             self.trigger_state, decision = decide(
                 self.config, self.trigger_state, self._observe(step, eval_loss, metrics)

@@ -1,5 +1,6 @@
 """Where growth meets training loops: stages on the Hugging Face Trainer, and checkpoints that are whole."""
 
+from ._budget import Replan, Spent, StepBudget
 from ._checkpoint import Checkpoint, CheckpointStore
 from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full
 from ._files import whole_folder, write_json
@@ -30,10 +31,13 @@ __all__ = [
     "Interrupted",
     "OnNan",
     "OutOfMemory",
+    "Replan",
     "Rewarm",
     "Row",
     "RunFault",
     "RunObserver",
+    "Spent",
+    "StepBudget",
     "Workload",
     "causal_loss",
     "check_memory",

@@ -20,6 +20,7 @@ from transformers.trainer_callback import DefaultFlowCallback
 from aiether.evaluation import flops_per_token, measure_flops_per_token
 from aiether.growth import Candidate, GrowthController, GrowthPlan, Trial, grow_config, trial_steps
 
+from ._budget import Work
 from ._callback import StageCallback
 from ._checkpoint import Moments
 from ._finite import NotFinite, gradient_norms
@@ -81,7 +82,6 @@ class Forks:
         handover: Handover,
         *,
         step: int,
-        total_steps: int,
         checkpoint: Path,
         frozen: frozenset[str],
         skipped: frozenset[int],
@@ -91,7 +91,7 @@ class Forks:
         prepare: Prepare,
     ) -> None:
         self.trainer, self.controller, self.handover = trainer, controller, handover
-        self.step, self.total_steps, self.checkpoint = step, total_steps, checkpoint
+        self.step, self.checkpoint = step, checkpoint
         self.frozen, self.skipped, self.index = frozen, skipped, index
         self.interrupted, self.work, self.prepare = interrupted, work, prepare
 
@@ -103,9 +103,7 @@ class Forks:
         StageLeft
             If the run was interrupted meanwhile.
         """
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        flops = [step_flops(model, candidate.plan, self.controller, self.work) for candidate in candidates]
-        steps = trial_steps(self.controller.config.lag_steps, flops)
+        flops, steps = self._costs(candidates)
         trials: list[Trial] = []
         for candidate, count, cost in zip(candidates, steps, flops, strict=True):
             started = time.perf_counter()
@@ -114,6 +112,17 @@ class Forks:
             seconds = time.perf_counter() - started
             trials.append(Trial(steps=count, flops=count * cost, seconds=seconds, eval_loss=loss))
         return trials
+
+    def _costs(self, candidates: Sequence[Candidate]) -> tuple[list[int], tuple[int, ...]]:
+        """FLOPs of a step of each candidate, and how many steps it trains."""
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        flops = [step_flops(model, candidate.plan, self.controller, self.work) for candidate in candidates]
+        return flops, trial_steps(self.controller.config.lag_steps, flops)
+
+    def work_of(self, candidates: Sequence[Candidate]) -> Work:
+        """What `train` will train."""
+        depths = [c.plan.depth_after if c.plan else self.controller.depth for c in candidates]
+        return tuple(zip(depths, self._costs(candidates)[1], strict=True))
 
     def _loss_after(self, base: PreTrainedModel, plan: GrowthPlan | None, steps: int) -> float:
         model, moments, renames = fork_model(base, self.handover.moments, self.controller, plan, self.step)
@@ -144,7 +153,6 @@ class Forks:
             self.controller.fork(plan, self.step),
             Handover(moments=moments, scheduler=self.handover.scheduler),
             index=self.index,
-            total_steps=self.total_steps,
             frozen=frozenset(new for name in self.frozen for new in renames.get(name, (name,))),
             skipped=self.skipped,
             train_seconds=0.0,

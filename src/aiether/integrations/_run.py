@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from aiether.growth import Decision, GrowthConfig, GrowthController, family_of, planned_depth
 
+from ._budget import Length, StepBudget
 from ._callback import StageCallback
 from ._checkpoint import Checkpoint, CheckpointStore, RunRecord, to_json
 from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full, is_out_of_memory, out_of_memory
@@ -34,6 +35,7 @@ from ._quiet import quiet_about_names_on_disk, without_progress_bars
 from ._result import FitResult
 from ._resume import find_checkpoint, load_model
 from ._setup import planned_steps, save_interval, workload
+from ._skip import skip_after, told
 from ._stage import Handover, Stage, StageLeft
 from ._switched import Switched
 
@@ -56,25 +58,27 @@ class Run:
         cuda_graphs: bool,
         on_nan: OnNan,
         max_skipped_steps: int,
+        budget: StepBudget | None = None,
     ) -> None:
         self.trainer: Any = trainer  # its own annotations carry every backend's placeholder types
         self.observers, self.interrupted = list(observers), interrupted
         self.compile, self.cuda_graphs = compile, cuda_graphs
         self.on_nan, self.max_skipped_steps = on_nan, max_skipped_steps
-        self.total_steps, steps_per_epoch = planned_steps(trainer)
+        total_steps, steps_per_epoch = planned_steps(trainer)
         self.store = CheckpointStore(output_dir, keep=trainer.args.save_total_limit)
-        self.save_interval_steps = save_interval(trainer, self.total_steps, steps_per_epoch)
+        self.save_interval_steps = save_interval(trainer, total_steps, steps_per_epoch)
         model = _unwrapped(trainer)
         depth = model.config.num_hidden_layers
         self.controller = GrowthController(
             config,
             family_of(model),
             depth=depth,
-            total_steps=self.total_steps,
+            total_steps=total_steps,
             seed=trainer.args.seed,
             final_depth=planned_depth(config, depth),
             directory=output_dir / "window",
         )
+        self.length = Length(trainer, self.controller, budget, self._announce)
         self.frozen = frozen_names(model)
         self.switched = Switched.of(model, self.controller.family)
         self.recipe = None if trainer.optimizer is None else OptimizerRecipe.of(self.trainer.optimizer, model)
@@ -106,8 +110,10 @@ class Run:
                 self._announce_damage(path, reason, checkpoint)
             depth = _unwrapped(self.trainer).config.num_hidden_layers
             self._announce({"event": "resume", "step": checkpoint.step, "depth": depth})
-            if checkpoint.step >= self.total_steps and not self.handover.pending_evaluation:
+            if checkpoint.step >= self.length.total_steps and not self.handover.pending_evaluation:
                 return self._result("finished", checkpoint.step)
+        assert self.last is not None
+        self.length.begin(self.last.step, self.train_seconds)
         args = self.trainer.args
         before = args.save_strategy, args.logging_nan_inf_filter
         args.save_strategy = "no"  # the Trainer's own checkpoints key the optimizer by position
@@ -130,7 +136,7 @@ class Run:
                 self._roll_back(fault)
                 continue
             step = self.trainer.state.global_step
-            finished = step >= self.total_steps and not self.handover.pending_evaluation
+            finished = step >= self.length.total_steps and not self.handover.pending_evaluation
             if finished or self.interrupted:
                 return self._result("finished" if finished else "interrupted", step)
 
@@ -141,6 +147,9 @@ class Run:
         self.train_seconds = stage.train_seconds
         self.handover = self._handover(stage)
         self._check_finite(step, self.handover)
+        if stage.replan is not None:
+            self.stage_index += 1
+            self.length.follow(stage.replan, step)
         grows = stage.decision is not None and stage.decision.grow
         for observer in self.observers:
             observer.on_stage_end(step=step, model=_unwrapped(self.trainer), grows=grows)
@@ -153,6 +162,7 @@ class Run:
                 self.handover.pending_evaluation = True
                 self._save(step)
                 raise
+            self.length.plan_anew(step, self.train_seconds)
         elif not self.handover.pending_evaluation:
             self._next_phase_if_due(step)
         self._save(step)
@@ -161,9 +171,14 @@ class Run:
         """Try forks, tell what they cost, and grow if one of them won; False when interrupted in it."""
         step, model = evaluation["step"], _unwrapped(self.trainer)
         self.own_optimizer_serves = False
-        tried = self.controller.candidates()
+        tried, forks = self.controller.candidates(), self._forks(step)
+        work = forks.work_of(tried) if self.length.budget else ()
+        if self.length.is_too_short_for(tried[-1].plan, step, self.train_seconds, work):
+            self.handover.pending_probe = None
+            self._next_phase_if_due(step)
+            return True
         try:
-            trials = self._forks(step).train(tried)
+            trials = forks.train(tried)
         except StageLeft:
             return False
         except (RuntimeError, MemoryError) as error:
@@ -183,6 +198,7 @@ class Run:
             for observer in self.observers:
                 observer.on_stage_end(step=step, model=model, grows=True)
             self._grow(decision, evaluation, step)
+        self.length.plan_anew(step, self.train_seconds)
         self._save(step)
         return True
 
@@ -195,7 +211,6 @@ class Run:
             self.controller,
             self.handover,
             step=step,
-            total_steps=self.total_steps,
             checkpoint=self.last.path,
             frozen=self.frozen,
             skipped=self._skipped,
@@ -228,7 +243,6 @@ class Run:
             self.controller,
             self.handover,
             index=self.stage_index,
-            total_steps=self.total_steps,
             frozen=self.frozen,
             skipped=self._skipped,
             train_seconds=self.train_seconds,
@@ -236,6 +250,7 @@ class Run:
             interrupted=self.interrupted,
             save_interval_steps=self.save_interval_steps,
             save=self._save_running,
+            length=self.length,
         )
 
     @property
@@ -296,28 +311,16 @@ class Run:
     def _roll_back(self, fault: NotFinite) -> None:
         """Go back to the last checkpoint and on from there without the batch, or raise if not asked to."""
         assert self.last is not None
-        happened = f"step {fault.step + 1}: {fault.what}"
         if self.on_nan == "stop":
             raise RunFault(
-                f"{happened}; nothing of it was saved",
+                f"{told(fault)}; nothing of it was saved",
                 "Choose on_nan=skip to leave that step's batch out (or start anew at a lower learning rate)",
                 self.last.path,
             )
-        skipped = {skip["step"] for skip in self.skips}
-        culprit = fault.step + 1
-        while culprit in skipped:  # it did nothing, so an update before it ruined what came after
-            culprit -= 1
         checkpoint = self.store.latest()
-        too_late = checkpoint is None or culprit <= checkpoint.step
-        if too_late or len(skipped) >= self.max_skipped_steps:
-            raise RunFault(
-                f"{happened}, with {len(skipped)} of at most {self.max_skipped_steps} steps skipped already",
-                "Raise max_skipped_steps (or start anew with a lower learning rate, and look at the data)",
-                checkpoint and checkpoint.path,
-            )
+        skip = skip_after(fault, self.skips, checkpoint, max_skipped_steps=self.max_skipped_steps)
         assert checkpoint is not None
-        skip = {"event": "skip", "step": culprit, "reason": fault.what}
-        skips = [*self.skips, skip | {"back_to_step": checkpoint.step}]
+        skips = [*self.skips, skip]
         self._restore(checkpoint)
         for later in skips[len(self.skips) :]:  # the records went back to the checkpoint as well
             self._announce(later)
@@ -369,7 +372,7 @@ class Run:
         }
 
     def _next_phase_if_due(self, step: int) -> None:
-        if step >= self.total_steps or self.controller.next_phase_step(step - 1) != step:
+        if step >= self.length.total_steps or self.controller.next_phase_step(step - 1) != step:
             return
         self.stage_index += 1
         layers = self.controller.trainable(step)
@@ -417,7 +420,7 @@ class Run:
                 self.store.write_snapshot(snapshot_step, trajectory.snapshot_items(snapshot_step))
                 self.saved_snapshots.add(snapshot_step)
         record = RunRecord(
-            total_steps=self.total_steps,
+            total_steps=self.length.total_steps,
             controller=to_json(self.controller.state_dict()),
             train_seconds=self.train_seconds,
             frozen=sorted(self.frozen),
@@ -457,11 +460,7 @@ class Run:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         record = checkpoint.read_record()
-        if record.total_steps != self.total_steps:
-            raise ValueError(
-                f"the checkpoint was written for {record.total_steps} steps, the Trainer plans "
-                f"{self.total_steps}; resume with the arguments of the first start"
-            )
+        self.length.restore(record.total_steps)
         model = load_model(_unwrapped(self.trainer), checkpoint).to(self.trainer.args.device).train()
         self.trainer.model = self.trainer.model_wrapped = model
         if self.recipe is not None and record.optimizer_groups is not None:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Trainer
 
 from aiether.growth import Decision, GrowthController
 
+from ._budget import Length, Replan
 from ._checkpoint import Moments
 from ._finite import FiniteWatch, NotFinite, not_finite
 from ._interrupt import InterruptFlag
@@ -51,7 +52,6 @@ class Stage:
         handover: Handover,
         *,
         index: int,
-        total_steps: int,
         frozen: frozenset[str],
         skipped: frozenset[int],
         train_seconds: float,
@@ -59,13 +59,16 @@ class Stage:
         interrupted: InterruptFlag,
         save_interval_steps: int | None,
         save: Callable[[int], None],
+        length: Length | None = None,
     ) -> None:
         # transformers annotates these attributes with every backend's placeholder types.
         self.trainer: Any = trainer
         self.controller, self.handover = controller, handover
-        self.index, self.total_steps, self.frozen = index, total_steps, frozen
+        self.index, self.frozen = index, frozen
         self.train_seconds, self.observers, self.interrupted = train_seconds, observers, interrupted
         self.save_interval_steps, self.save, self.skipped = save_interval_steps, save, skipped
+        self.length = length
+        self.replan: Replan | None = None
         self.decision: Decision | None = None
         self.watch: NewTensorWatch | None = None
         self.last_evaluation: Row = {}
@@ -179,7 +182,10 @@ class Stage:
         self._steps_trained += 1
         if self.controller.wants_snapshot(step):
             self.controller.snapshot(step, dict(self.model.named_parameters()))
-        evaluates = evaluates or step == self.total_steps or self.controller.wants_evaluation(step)
+        spent = self.train_seconds + time.perf_counter() - self._lap_start
+        is_cut = self.length is not None and self.length.ends_at(step, spent)
+        is_last = step == self.controller.total_steps
+        evaluates = evaluates or is_last or self.controller.wants_evaluation(step)
         if evaluates:
             self.owes_evaluation, self._batches_evaluated = True, 0
             self.finite.look()
@@ -190,7 +196,8 @@ class Stage:
         self._lap_start = now
         for observer in self.observers:
             observer.on_step(step, self.train_seconds)
-        return evaluates, bool(self.interrupted) or step == self.controller.next_phase_step(step - 1)
+        ends = is_cut or step == self.controller.next_phase_step(step - 1)
+        return evaluates, bool(self.interrupted) or ends
 
     def log(self, step: int, logs: dict[str, float]) -> None:
         self.finite.look()
@@ -211,7 +218,7 @@ class Stage:
             raise StageLeft
 
     def evaluated(self, step: int, metrics: dict[str, float]) -> bool:
-        """Take an evaluation; True when the stage is to end for a growth."""
+        """Take an evaluation; True when the stage is to end for what follows from it."""
         now = time.perf_counter()
         eval_seconds, self._lap_start = now - self._lap_start, now
         batches, self._batches_evaluated = self._batches_evaluated, 0
@@ -230,11 +237,22 @@ class Stage:
         for observer in self.observers:
             observer.on_evaluate(row | {"train_seconds": self.train_seconds})
         self.owes_evaluation = False
-        self.decision = decision if decision.plan is not None or decision.probe else None
-        ends = step in (self.total_steps, self.controller.next_phase_step(step - 1))
-        if self._steps_trained == 0 and (self.decision or ends):
+        self._draw_conclusions(step, decision)
+        ends = step in (self.controller.total_steps, self.controller.next_phase_step(step - 1))
+        if self._steps_trained == 0 and (self.decision or self.replan or ends):
             raise StageLeft  # made up for at a stage's start, where the Trainer would train before it stops
-        return self.decision is not None
+        return self.decision is not None or self.replan is not None
+
+    def _draw_conclusions(self, step: int, decision: Decision) -> None:
+        """Whether the stage ends: for a growth, a probe, or another number of steps."""
+        self.decision = decision if decision.plan is not None or decision.probe else None
+        if self.length is None:
+            return
+        replan = self.length.correct(step, self.train_seconds)
+        if self.decision is None:
+            self.replan = replan
+        elif self.length.is_too_short_for(decision.plan, step, self.train_seconds):
+            self.decision = None
 
     # -- state ----------------------------------------------------------------------------------------
 
@@ -263,7 +281,7 @@ class Stage:
         restart = self._restart_step = self.controller.restart_step(step)
         if restart is not None:
             trainer.lr_scheduler = None
-            trainer.create_scheduler(self.total_steps - restart, trainer.optimizer)
+            trainer.create_scheduler(self.controller.total_steps - restart, trainer.optimizer)
             trainer.callback_handler.lr_scheduler = trainer.lr_scheduler
         if saved is not None and saved["restart_step"] == restart:
             load_scheduler(trainer.lr_scheduler, unwrap_optimizer(trainer.optimizer), saved["state"])

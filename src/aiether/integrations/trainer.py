@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from aiether.growth import GrowthConfig
 
+from ._budget import StepBudget
 from ._fault import disk_full, is_disk_full
 from ._interrupt import catch_interrupts
 from ._loading import keep_copies_asynchronous
@@ -37,6 +38,7 @@ def fit(
     cuda_graphs: bool = False,
     on_nan: OnNan = "stop",
     max_skipped_steps: int = 10,
+    budget: StepBudget | None = None,
 ) -> FitResult:
     """Train with `trainer`, growing its model when `growth` says so.
 
@@ -71,6 +73,9 @@ def fit(
         moments stay as they are). Checkpoints never hold such values.
     max_skipped_steps
         How many steps "skip" may leave out before the run stops.
+    budget
+        What decides how many steps the run has, for a budget of something else than steps; asked after
+        growths, probes and evaluations, see `StepBudget`. None: as the Trainer's arguments say.
 
     Ctrl-C and SIGTERM end the run with everything saved (status "interrupted"), a second one at once.
 
@@ -88,6 +93,11 @@ def fit(
     config = growth_config(trainer, growth)
     refuse_unsupported(trainer, config, compiled=compile)
     keep_copies_asynchronous()
+    if budget is not None and trainer.lr_scheduler is not None:
+        raise ValueError(
+            "a budget changes the number of steps, which a scheduler in optimizers=(...) cannot follow: "
+            "set lr_scheduler_type in TrainingArguments instead"
+        )
     if cuda_graphs:
         check_cuda_graphs(trainer, compile)
     for callback in growth_callbacks(trainer):  # they act on their own only in a bare trainer.train()
@@ -95,7 +105,16 @@ def fit(
     folder = Path(output_dir or trainer.args.output_dir or "trainer_output")
     with hold(folder), catch_interrupts() as interrupted:
         run = Run(
-            trainer, config, folder, observers, interrupted, compile, cuda_graphs, on_nan, max_skipped_steps
+            trainer,
+            config,
+            folder,
+            observers,
+            interrupted,
+            compile,
+            cuda_graphs,
+            on_nan,
+            max_skipped_steps,
+            budget,
         )
         try:
             return run.execute(resume)

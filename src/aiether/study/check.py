@@ -112,7 +112,7 @@ def shapes(config: TrainConfig, vocab_size: int) -> tuple[Shape, Shape]:
 
 
 def _shape(config: TrainConfig, depth: int, vocab_size: int) -> Shape:
-    model = model_shape(config, depth, vocab_size=vocab_size)
+    model = model_shape(config, depth, vocab_size)
     cost = flops_per_token(model.config, config.context_length)
     counted = measure_flops_per_token(model, config.context_length)
     assert cost == counted, f"closed form {cost}, counted {counted} FLOPs a token at {depth} layers"

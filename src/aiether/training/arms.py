@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -17,6 +16,7 @@ from aiether.evaluation import flops_per_token
 from aiether.growth import GrowthConfig, planned_depth
 from aiether.integrations import (
     Row,
+    StepBudget,
     Workload,
     check_memory,
     fit,
@@ -26,7 +26,7 @@ from aiether.integrations import (
 )
 
 from .config import TrainConfig
-from .model import build_model, undrawn_model
+from .model import build_model, model_config, undrawn_model
 from .recorder import Recorder
 from .run_folder import read_record
 from .samples import Sampler
@@ -34,6 +34,22 @@ from .trainer import build_trainer
 
 RESULT = "result.json"
 Emit = Callable[[str, Row], None]
+
+
+@dataclass(frozen=True)
+class ArmLength:
+    """How many steps an arm has.
+
+    Attributes
+    ----------
+    steps: as planned at its start.
+    most_steps: as many as it may have under any later plan; None: `steps`.
+    budget: makes what plans them again while the arm trains, from what the recorder has counted.
+    """
+
+    steps: int
+    most_steps: int | None = None
+    budget: Callable[[Recorder], StepBudget] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,16 +76,6 @@ class ArmResult:
         return read_record(path, lambda read: cls(**read), advice) if path.is_file() else None
 
 
-def planned_steps(config: TrainConfig, data: PackedData) -> int:
-    """Optimizer steps of the run: `max_steps`, or `num_epochs` over the training windows."""
-    if config.max_steps is not None:
-        return config.max_steps
-    windows = len(data.train) // config.context_length
-    return max(
-        1, math.ceil(config.num_epochs * windows / (config.batch_size * config.gradient_accumulation_steps))
-    )
-
-
 def tokens_per_step(config: TrainConfig) -> int:
     return config.batch_size * config.gradient_accumulation_steps * config.context_length
 
@@ -79,35 +85,35 @@ def final_depth(config: TrainConfig) -> int:
 
 
 def new_model(config: TrainConfig, data: PackedData, depth: int) -> PreTrainedModel:
-    return build_model(
-        config.arch,
-        n_layer=depth,
-        n_head=config.n_head,
-        n_embd=config.n_embd,
-        context_length=config.context_length,
-        vocab_size=data.vocab_size,
-        dropout=config.dropout,
-        eos_token_id=data.eos_token_id,
-        final_depth=final_depth(config),
-        seed=config.seed,
-    )
+    settings = model_settings(config, depth, data.vocab_size, data.eos_token_id)
+    return build_model(config.arch, final_depth=final_depth(config), seed=config.seed, **settings)
 
 
-def model_shape(
-    config: TrainConfig, depth: int, *, vocab_size: int, eos_token_id: int | None = None
-) -> PreTrainedModel:
+def model_settings(
+    config: TrainConfig, depth: int, vocab_size: int, eos_token_id: int | None
+) -> dict[str, Any]:
+    return {
+        "n_layer": depth,
+        "n_head": config.n_head,
+        "n_embd": config.n_embd,
+        "context_length": config.context_length,
+        "vocab_size": vocab_size,
+        "dropout": config.dropout,
+        "eos_token_id": eos_token_id,
+    }
+
+
+def flops_per_step(config: TrainConfig, data: PackedData, depth: int) -> int:
+    """Training FLOPs of one optimizer step of a model of `depth` layers, head and attention included."""
+    settings = model_settings(config, depth, data.vocab_size, data.eos_token_id)
+    model = model_config(config.arch, **settings)
+    return flops_per_token(model, config.context_length) * tokens_per_step(config)
+
+
+def model_shape(config: TrainConfig, depth: int, vocab_size: int) -> PreTrainedModel:
     """The model of a run at some depth without any numbers (on the meta device)."""
     with torch.device("meta"):
-        return undrawn_model(
-            config.arch,
-            n_layer=depth,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            context_length=config.context_length,
-            vocab_size=vocab_size,
-            dropout=config.dropout,
-            eos_token_id=eos_token_id,
-        )
+        return undrawn_model(config.arch, **model_settings(config, depth, vocab_size, None))
 
 
 def check_final_depth(config: TrainConfig, data: PackedData, device: torch.device) -> None:
@@ -122,7 +128,7 @@ def check_final_depth(config: TrainConfig, data: PackedData, device: torch.devic
     check_memory(new_model(config, data, config.n_layer), config, work, device)
 
 
-def _replays_graphs(config: TrainConfig, device: str) -> bool:
+def replays_graphs(config: TrainConfig, device: str) -> bool:
     """Whether blocks run as CUDA graphs: where they can, unless the user says no."""
     one_pass = config.gradient_accumulation_steps == 1
     return config.cuda_graphs and config.compile and device == "cuda" and one_pass
@@ -136,30 +142,30 @@ def run_arm(
     arm_dir: Path,
     *,
     depth: int,
-    max_steps: int,
+    length: ArmLength,
     resume: bool,
     emit: Emit,
 ) -> ArmResult:
-    """Train from `depth` layers for `max_steps` steps; with `resume`, from the newest complete checkpoint."""
+    """Train from `depth` layers for `length`; with `resume`, from the newest complete checkpoint."""
     arm_dir.mkdir(parents=True, exist_ok=True)
     if not resume:
         for record in ("metrics.jsonl", "events.jsonl", "samples.jsonl"):
             (arm_dir / record).unlink(missing_ok=True)
-    train, validation = windows(config, data, max_steps)
+    train, validation = windows(config, data, length.most_steps or length.steps)
     trainer = build_trainer(
-        config, new_model(config, data, depth), train, validation, max_steps=max_steps, output_dir=arm_dir
+        config, new_model(config, data, depth), train, validation, max_steps=length.steps, output_dir=arm_dir
     )
     recorder = Recorder(
         arm_dir,
         context_length=config.context_length,
         tokens_per_step=tokens_per_step(config),
-        total_steps=max_steps,
+        total_steps=length.steps,
         bytes_per_token=data.bytes_per_token,
         config=asdict(config),
         emit=emit,
         sampler=sampler(config, data),
     )
-    emit("start", {"arm": name, "total_steps": max_steps, "depth": depth})
+    emit("start", {"arm": name, "total_steps": length.steps, "depth": depth})
     try:
         result = fit(
             trainer,
@@ -168,9 +174,10 @@ def run_arm(
             resume=resume,
             observers=[recorder],
             compile=config.compile,
-            cuda_graphs=_replays_graphs(config, trainer.args.device.type),
+            cuda_graphs=replays_graphs(config, trainer.args.device.type),
             on_nan=config.on_nan,
             max_skipped_steps=config.max_skipped_steps,
+            budget=length.budget and length.budget(recorder),
         )
         recorder.write_all()
     finally:
@@ -213,10 +220,7 @@ def sampler(config: TrainConfig, data: PackedData) -> Sampler | None:
 
 def static_steps(config: TrainConfig, data: PackedData, *, depth: int, flops: int) -> int:
     """Steps that a static model of `depth` layers takes within `flops`."""
-    model_config = model_shape(config, depth, vocab_size=data.vocab_size).config
-    return max(
-        1, round(flops / (flops_per_token(model_config, config.context_length) * tokens_per_step(config)))
-    )
+    return max(1, round(flops / flops_per_step(config, data, depth)))
 
 
 def export(model: PreTrainedModel, tokenizer_dir: Path | None, directory: Path) -> None:

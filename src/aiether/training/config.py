@@ -28,6 +28,7 @@ _AT_LEAST_ONE = (
     "n_embd",
     "context_length",
     "max_steps",
+    "max_tokens",
     "batch_size",
     "gradient_accumulation_steps",
     "eval_interval_steps",
@@ -36,7 +37,7 @@ _AT_LEAST_ONE = (
     "save_interval_steps",
     "keep_checkpoints",
 )
-_POSITIVE = ("num_epochs", "lr", "max_grad_norm")
+_POSITIVE = ("num_epochs", "max_flops", "max_seconds", "lr", "max_grad_norm")
 _NOT_NEGATIVE = ("lr_warmup_steps", "weight_decay", "seed", "max_skipped_steps")
 _BELOW_ONE = ("dropout", "adam_beta1", "adam_beta2")
 _AT_MOST: dict[str, float] = {
@@ -52,10 +53,15 @@ _AT_MOST: dict[str, float] = {
     ),
     **dict.fromkeys(("lr", "weight_decay", "noise", "beta0", "gamma0", "eta0", "isolated_lr_scale"), 1e3),
     "num_epochs": 1e6,
+    "max_tokens": 10**18,
+    "max_flops": 1e30,
+    "max_seconds": 1e9,
     "max_grad_norm": 1e30,
     "seed": 2**32 - 1,
 }
 """Beyond these a setting is a slip of the finger: each is far above any use, and below what overflows."""
+BUDGETS = ("max_steps", "max_tokens", "max_flops", "max_seconds")
+"""A run's length: at most one of these is set; with none, `num_epochs` says it."""
 _PATHS = ("dataset_path", "tokenizer", "cache_dir", "output_dir")
 
 
@@ -76,7 +82,11 @@ class TrainConfig(DataConfig, GrowthConfig):
     n_layer, n_head, n_embd: layers at the start, attention heads, width.
     context_length: tokens per training window.
     dropout: GPT-2: residual, embedding and attention; Llama: attention.
-    num_epochs: passes over the training tokens; `max_steps` (optimizer steps) wins where it is set.
+    num_epochs: passes over the training tokens, where none of the following says how long the run is.
+    max_steps, max_tokens, max_flops, max_seconds: the run's length in optimizer steps, tokens, training FLOPs
+        (head and attention included, see `aiether.evaluation`) or seconds of training (evaluating, saving,
+        growing and compiling left out). At most one is set. The learning-rate schedule and every fraction
+        are of the steps that it comes to (see `aiether.training.budget`).
     batch_size, gradient_accumulation_steps: windows per forward pass, forward passes per optimizer step.
     lr, lr_warmup_steps, schedule, decay_fraction: peak learning rate, linear warm-up, schedule, and the share
         of the steps over which `wsd` decays.
@@ -101,6 +111,9 @@ class TrainConfig(DataConfig, GrowthConfig):
     dropout: float = 0.1
     num_epochs: float = 3.0
     max_steps: int | None = None
+    max_tokens: int | None = None
+    max_flops: float | None = None
+    max_seconds: float | None = None
     batch_size: int = 8
     gradient_accumulation_steps: int = 1
     lr: float = 5e-4
@@ -136,6 +149,7 @@ class TrainConfig(DataConfig, GrowthConfig):
         GrowthConfig.validate(self)
         self._validate_choices_of_training()
         self._validate_numbers()
+        self._validate_length()
         self._validate_texts()
         if self.n_embd % self.n_head:
             raise ValueError(
@@ -190,6 +204,11 @@ class TrainConfig(DataConfig, GrowthConfig):
             value = getattr(self, name)
             if isinstance(value, int | float) and value > most:
                 raise ValueError(f"{name} is {value}: it must be at most {most:,.10g}")
+
+    def _validate_length(self) -> None:
+        given = [f"{name} ({getattr(self, name):,g})" for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say how long the run is: keep one of them")
 
     def _validate_texts(self) -> None:
         for name in ("text_column", "sample_prompt"):
@@ -353,9 +372,9 @@ def _few(names: Sequence[str], shown: int = 5) -> str:
 
 
 def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` over `base`; a length in epochs replaces one in steps, which would otherwise win."""
-    if "num_epochs" in given and "max_steps" not in given:
-        base = {**base, "max_steps": None}
+    """`given` over `base`; a length of the run replaces one of another kind, which would otherwise win."""
+    if given.keys() & {"num_epochs", *BUDGETS}:
+        base = {**base, **dict.fromkeys(BUDGETS)}
     return {**base, **given}
 
 

@@ -35,6 +35,10 @@ class TrainingDisplay(Protocol):
         """Training begins or goes on at `step`. May be called again for another run, such as a baseline."""
         ...
 
+    def plan(self, total_steps: int) -> None:
+        """The run has another number of steps from now on."""
+        ...
+
     def update(self, row: Row) -> None:
         """A row of `metrics.jsonl`, or just `{"step", "train_seconds"}` between two of them."""
         ...
@@ -230,6 +234,9 @@ class _Display:
         self.finished = False
         went_on = f", from step {step:,}" if step else ""
         self._print(f"{title}: {total_steps:,} steps{went_on}")
+
+    def plan(self, total_steps: int) -> None:
+        self.state.total_steps = total_steps
 
     def update(self, row: Row) -> None:
         self.state.take(row, self.clock())

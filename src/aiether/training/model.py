@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from aiether.growth import family_of, initialise_output_projections
 
 Architecture = Literal["gpt2", "llama"]
 
 
-def build_model(
+def model_config(
     arch: Architecture,
     *,
     n_layer: int,
@@ -24,76 +31,55 @@ def build_model(
     vocab_size: int,
     dropout: float,
     eos_token_id: int | None,
-    final_depth: int,
-    seed: int,
-) -> PreTrainedModel:
-    """A fresh model in float32, with a tied output head and the cache off.
+) -> PreTrainedConfig:
+    """transformers' configuration of a model, without the cache."""
+    if n_embd % n_head:
+        raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}; change one of them")
+    tokens = {"vocab_size": vocab_size, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
+    if arch == "gpt2":
+        return GPT2Config(
+            n_layer=n_layer,
+            n_head=n_head,
+            n_embd=n_embd,
+            n_positions=context_length,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            use_cache=False,
+            **tokens,
+        )
+    return LlamaConfig(
+        num_hidden_layers=n_layer,
+        num_attention_heads=n_head,
+        hidden_size=n_embd,
+        intermediate_size=llama_width(n_embd),
+        max_position_embeddings=context_length,
+        attention_dropout=dropout,
+        tie_word_embeddings=True,
+        use_cache=False,
+        **tokens,
+    )
+
+
+def build_model(arch: Architecture, *, final_depth: int, seed: int, **settings: Any) -> PreTrainedModel:
+    """A fresh model in float32, with a tied output head and the cache off; `settings` as in `model_config`.
 
     Every arm, grown or static, uses one initialisation rule: output projections are drawn at
     initializer_range / sqrt(2 * final_depth), for the planned final depth (DESIGN.md, "Decisions taken").
     Every matrix is drawn from a generator of its own, seeded by (`seed`, its name): two models of one seed
     and one width begin with the same numbers in each tensor that both have, whatever else they hold.
     """
-    if n_embd % n_head:
-        raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}; change one of them")
     with torch.random.fork_rng():  # construction draws numbers that are drawn again below
-        model = undrawn_model(
-            arch,
-            n_layer=n_layer,
-            n_head=n_head,
-            n_embd=n_embd,
-            context_length=context_length,
-            vocab_size=vocab_size,
-            dropout=dropout,
-            eos_token_id=eos_token_id,
-        )
+        model = undrawn_model(arch, **settings)
     _draw_by_name(model, seed)
-    generators = partial(named_generator, seed)
-    initialise_output_projections(model, family_of(model), final_depth, generators)
+    initialise_output_projections(model, family_of(model), final_depth, partial(named_generator, seed))
     return model
 
 
-def undrawn_model(
-    arch: Architecture,
-    *,
-    n_layer: int,
-    n_head: int,
-    n_embd: int,
-    context_length: int,
-    vocab_size: int,
-    dropout: float,
-    eos_token_id: int | None,
-) -> PreTrainedModel:
+def undrawn_model(arch: Architecture, **settings: Any) -> PreTrainedModel:
     """The same model as transformers makes it; under `torch.device("meta")` its shapes alone."""
-    tokens = {"vocab_size": vocab_size, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    if arch == "gpt2":
-        model: PreTrainedModel = GPT2LMHeadModel(
-            GPT2Config(
-                n_layer=n_layer,
-                n_head=n_head,
-                n_embd=n_embd,
-                n_positions=context_length,
-                resid_pdrop=dropout,
-                embd_pdrop=dropout,
-                attn_pdrop=dropout,
-                use_cache=False,
-                **tokens,
-            )
-        )
-    else:
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                num_hidden_layers=n_layer,
-                num_attention_heads=n_head,
-                hidden_size=n_embd,
-                intermediate_size=llama_width(n_embd),
-                max_position_embeddings=context_length,
-                attention_dropout=dropout,
-                tie_word_embeddings=True,
-                use_cache=False,
-                **tokens,
-            )
-        )
+    config: Any = model_config(arch, **settings)
+    model: PreTrainedModel = (GPT2LMHeadModel if arch == "gpt2" else LlamaForCausalLM)(config)
     model.loss_type = "ForCausalLM"  # GPT-2's class name does not say it, and transformers would warn
     return model
 

@@ -122,13 +122,25 @@ class Recorder(RunObserver):
         self.last_log: tuple[int, float] = (0, 0.0)  # (step, train_seconds) of the last training row
         self.last_eval: Row = {}
         self._said_full = False
+        self._lineage: Lineage | None = None
 
     def on_stage(self, *, stage: int, step: int, model: PreTrainedModel, lineage: Lineage) -> None:
         self.step = step
         self.flops_per_step = flops_per_token(model.config, self.context_length) * self.tokens_per_step
-        write_json(self.run_dir / "lineage.json", lineage.to_dict() | {"steps": self.total_steps})
+        self._lineage = lineage
+        self._write_lineage()
         self._save_layers(step, model, lineage)
         self.emit("stage", {"stage": stage, "step": step, "depth": lineage.depth})
+
+    def _write_lineage(self) -> None:
+        if self._lineage is not None:
+            content = self._lineage.to_dict() | {"steps": self.total_steps}
+            write_json(self.run_dir / "lineage.json", content)
+
+    def _plan(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+        self._write_lineage()
+        self.emit("total", {"total_steps": total_steps})
 
     def on_stage_end(self, *, step: int, model: PreTrainedModel, grows: bool) -> None:
         """What the model of this depth had to say at its end, before it grows or is done."""
@@ -176,6 +188,8 @@ class Recorder(RunObserver):
         if event["event"] == "probe":  # forks are paid for like any training, and no training row's rate
             self.flops += event["flops"]
             self.last_log = (self.last_log[0], self.last_log[1] + event["seconds"])
+        if event["event"] == "replan":
+            self._plan(event["total_steps"])
         self.events.append(event)
         self._tell_if_full()
         self.emit(event["event"], event)
@@ -206,6 +220,7 @@ class Recorder(RunObserver):
             "events_size": self.events.size(),
             "samples_size": self.samples.size(),
             "last_sample_step": self.last_sample_step,
+            "total_steps": self.total_steps,
             "tokens": self.tokens,
             "flops": self.flops,
             "last_log": list(self.last_log),
@@ -216,6 +231,7 @@ class Recorder(RunObserver):
 
     def restore(self, state: dict[str, Any]) -> None:
         self.last_sample_step = state["last_sample_step"]
+        self._plan(state["total_steps"])
         self.tokens, self.flops, self.last_eval = state["tokens"], state["flops"], state["last_eval"]
         step, seconds = state["last_log"]
         self.last_log = (step, seconds)

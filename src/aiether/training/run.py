@@ -32,11 +32,11 @@ from aiether.integrations import (
 )
 
 from .arms import (
+    ArmLength,
     ArmResult,
     Emit,
     check_final_depth,
     final_depth,
-    planned_steps,
     run_arm,
     sampler,
     static_steps,
@@ -46,6 +46,7 @@ from .arms import (
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .environment import environment
+from .length import arm_length, check_length
 from .report import write_cards, write_report
 from .run_folder import check_changes, check_output_dir, check_place, check_unedited, read_record
 from .tracking import TrackedRun, Tracking, check_trackers
@@ -197,8 +198,6 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
         else:
             _open_folder(config, data, run_dir)
         _describe_data(display, data)
-        for message in growth_warnings(config, total_steps=planned_steps(config, data), depth=config.n_layer):
-            display.message(f"warning: {message}")
         emit = _emitter(display)
         grown = ArmResult.read(run_dir) or _grown(config, data, run_dir, resume, emit)
         if grown.status == "finished" and config.trigger != "never" and grown.depth < final_depth(config):
@@ -226,6 +225,7 @@ def _open_folder(config: TrainConfig, data: PackedData, run_dir: Path) -> None:
     arguments = build_arguments(config, max_steps=1, output_dir=run_dir)
     check_final_depth(config, data, arguments.device)
     sampler(config, data)
+    check_length(config, data)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / ENVIRONMENT, environment(data))
     write_config(run_dir / CONFIG, config)  # last: from here on the folder is a run that can be resumed
@@ -245,6 +245,9 @@ def _check_same_data(run_dir: Path, data: PackedData) -> None:
 
 
 def _grown(config: TrainConfig, data: PackedData, run_dir: Path, resume: bool, emit: Emit) -> ArmResult:
+    length = arm_length(config, data, run_dir, emit)
+    for message in growth_warnings(config, total_steps=length.steps, depth=config.n_layer):
+        emit("message", {"text": f"warning: {message}"})
     with _tracking("grown", config, run_dir, run_dir, emit) as tracked:
         return run_arm(
             "grown",
@@ -253,7 +256,7 @@ def _grown(config: TrainConfig, data: PackedData, run_dir: Path, resume: bool, e
             data,
             run_dir,
             depth=config.n_layer,
-            max_steps=planned_steps(config, data),
+            length=length,
             resume=resume,
             emit=tracked,
         )
@@ -274,7 +277,7 @@ def _static_baseline(
             data,
             arm_dir,
             depth=depth,
-            max_steps=static_steps(config, data, depth=depth, flops=grown.flops),
+            length=ArmLength(static_steps(config, data, depth=depth, flops=grown.flops)),
             resume=True,
             emit=tracked,
         )
@@ -335,6 +338,10 @@ def _emitter(display: TrainingDisplay) -> Emit:
         match kind:
             case "start":
                 display.start(row["total_steps"], 0, f"{row['arm']} from {row['depth']} layers")
+            case "total":
+                display.plan(row["total_steps"])
+            case "replan":
+                display.message(f"step {row['step']}: {row['total_steps']:,} steps now; {row['reason']}")
             case "growth":
                 display.growth(row)
             case "step" | "train" | "eval" | "stage":
