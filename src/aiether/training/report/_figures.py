@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from aiether.training import _format as fmt
-from aiether.training.report._axes import BASELINE_STYLES, GROWTH_ENTRY, mark_growths, new_axes, style_axes
 from aiether.training.report._curves import AGAINST_COMPUTE, CURVES, Curve
 from aiether.training.report._geometry import geometry_pictures
 from aiether.training.report._lineage import lineage_picture
-from aiether.training.report._run import Run, Table
-from aiether.training.report._series import finite, frame, smooth, thin
-from aiether.training.report._theme import LIGHT, LegendEntry, Picture
+from aiether.training.report.axes import BASELINE_STYLES, GROWTH_ENTRY, mark_growths, new_axes, style_axes
+from aiether.training.report.run_records import Run, Table
+from aiether.training.report.series import finite, frame, smooth, thin
+from aiether.training.report.theme import LIGHT, LegendEntry, Picture
 
 Column = NDArray[np.float64]
 
