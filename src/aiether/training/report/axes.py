@@ -73,7 +73,15 @@ def _handle(entry: LegendEntry) -> Line2D:
     if entry.mark in MARKERS:
         marker = MARKERS[entry.mark]
         return Line2D([], [], color=colour, linestyle="none", marker=marker, markersize=6, label=entry.label)
-    return Line2D([], [], color=colour, linestyle=DASHES[entry.mark], label=entry.label)
+    dashes, width = DASHES.get(entry.mark, "solid"), 4.0 if entry.mark == "bar" else None
+    return Line2D([], [], color=colour, linestyle=dashes, linewidth=width, label=entry.label)
+
+
+def time_unit(longest_s: float) -> tuple[float, str]:
+    """What seconds are divided by, and its name: time is read in minutes or hours, not in 10⁴ seconds."""
+    if longest_s < 180:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if longest_s < 3 * 3600 else (3600.0, "hours")
 
 
 def mark_growths(axes: Axes, run: Run, positions: Sequence[float], panel: int = 0) -> dict[str, str]:

@@ -16,7 +16,7 @@ def code(text: str) -> str:
 
 def plain(text: str) -> str:
     """Words without what Markdown or HTML would make of them."""
-    return re.sub(r"([\\`*_\[\]<>#&])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]<>#&~$])", r"\\\1", text)
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -36,6 +36,16 @@ LIGHT: dict[str, str] = {
     "age3": "#5d9b2f",
     "age4": "#b38600",
     "age5": "#c04a0a",
+    "arm0": "#bf4a00",
+    "arm1": "#0062b5",
+    "arm2": "#569a81",
+    "arm3": "#bd62f6",
+    "arm4": "#a7882c",
+    "arm5": "#5b2995",
+    "arm6": "#801c4e",
+    "arm7": "#607633",
+    "arm8": "#0f516f",
+    "arm9": "#6a3e18",
 }
 DARK: dict[str, str] = {
     "paper": "#14181d",
@@ -54,8 +64,20 @@ DARK: dict[str, str] = {
     "age3": "#97d168",
     "age4": "#e8c04c",
     "age5": "#f29150",
+    "arm0": "#f2984f",
+    "arm1": "#56aef0",
+    "arm2": "#457f6a",
+    "arm3": "#eacfff",
+    "arm4": "#f9ce56",
+    "arm5": "#9761e2",
+    "arm6": "#d3538d",
+    "arm7": "#a2b680",
+    "arm8": "#2a89b8",
+    "arm9": "#936642",
 }
 NUM_AGES = 6
+ARM_DASHES = ("line", "line", "line", "line", "dash", "dash", "dash", "dot-dash", "dot-dash", "dot-dash")
+"""How the lines of `arm0` to `arm9` are drawn: those of one dash stay apart under any colour blindness."""
 
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -82,6 +104,7 @@ RC: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "path.simplify": False,
+    "text.parse_math": False,  # a name may hold a dollar
 }
 
 
@@ -96,7 +119,10 @@ def house_style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A line of the legend, in the page's own text. `mark`: line, dash, dot-dash, dots or bar."""
+    """A line of the legend, in the page's own text.
+
+    `mark`: line, dash, dot-dash, dots, bar, or a point: disc, square, triangle, diamond.
+    """
 
     label: str
     role: str

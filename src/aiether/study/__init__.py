@@ -1,0 +1,1 @@
+"""Studies: conditions x seeds under one budget, their statistics and their report."""
