@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
 
 from aiether.study.report import _words as words
 from aiether.study.report._curves import Band, Record, band_of, growth_marks, loss_curves, train_curves
@@ -18,7 +19,7 @@ from aiether.training.report.series import frame
 from aiether.training.report.theme import LIGHT, LegendEntry, Picture
 
 Records = Mapping[int, Sequence[Record]]
-GROWTH = LegendEntry("growth", "muted", "triangle")
+GROWTH = LegendEntry("layers added", "muted", "triangle")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ def loss_picture(study: Study, lines: Sequence[Line], figure: LossFigure) -> Pic
         if line.full:
             tips |= _draw_growths(axes, line, band, figure.x, unit, number)
     _frame(axes, drawn)
-    style_axes(axes, words.metric_words(study), f"{figure.x_label}, {name}" if name else figure.x_label)
+    style_axes(
+        axes, words.metric_words(study), f"{figure.x_label}, {name}" if name else figure.x_label, pad=8
+    )
     axes.set_xlim(-0.015 * longest / unit, 1.02 * longest / unit)
     return Picture(
         key=figure.key,
@@ -143,7 +146,7 @@ def _draw_growths(axes: Axes, line: Line, band: Band, x: str, unit: float, numbe
 
 
 def _frame(axes: Axes, drawn: Sequence[tuple[Line, Band]]) -> None:
-    limits = frame([column for line, band in drawn if line.full for column in (band.mean,)], quantile=0.93)
+    limits = frame([band.mean for line, band in drawn if line.full], quantile=0.88)
     if limits:
         axes.set_ylim(*limits)
 
@@ -197,7 +200,11 @@ def _train_picture(
     limits = frame([band.mean for _, band in drawn], quantile=1.0)
     if limits:
         axes.set_ylim(*limits_of(*limits))
-    style_axes(axes, y_label)
+    high = axes.get_ylim()[1]
+    style_axes(axes, y_label, pad=8)
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: fmt.count(value) if high >= 1000 else f"{value:g}")
+    )
     longest = max(float(band.x[-1]) for _, band in drawn)
     axes.set_xlim(-0.015 * longest, 1.02 * longest)
     means = "; ".join(f"{line.arm.condition} {fmt.count(float(band.mean.mean()))}" for line, band in drawn)

@@ -34,7 +34,9 @@ def _parts(study: Study) -> Iterator[str]:
     yield "## Verdicts"
     for found in words.findings(study):
         yield f"### {found.title}"
-        yield "\n".join(f"- **{_line(each.about)}**: {_line(each.text)}" for each in found.verdicts)
+        yield "\n".join(
+            f"- **{_line(each.about)}**: {_line(said)}" for each in found.verdicts for said in each.sentences
+        )
         yield found.note
     for section in sections(study, {}):
         yield f"## {section.title}"

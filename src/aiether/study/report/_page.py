@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
 
 from aiether.study.report import _rows as rows
 from aiether.study.report import _tables as tables
@@ -16,9 +13,9 @@ from aiether.study.report._figures import LOSS_FIGURES, Records, lines_of, loss_
 from aiether.study.report._markdown import markdown_of
 from aiether.study.report._pareto import FIGURES as PARETO
 from aiether.study.report._pareto import pareto_picture
+from aiether.study.report._pdf import to_pdf
 from aiether.study.report._results import Study, read_results
 from aiether.study.report._sections import Drawing, sections
-from aiether.training.report.axes import legend_lines
 from aiether.training.report.pages import environment, inline, write_whole
 from aiether.training.report.tables import settings
 from aiether.training.report.theme import Picture, house_style, standalone_svg
@@ -51,9 +48,9 @@ def write_study_report(study_dir: Path) -> Path:
     study = read_results(study_dir)
     records, lost = read_records(study, study_dir)
     with house_style():
-        drawn = _draw(study, records)
-        page = _render(study, lost, {part: inline(pictures) for part, pictures in drawn.items()})
-        _write_figures([picture for part in drawn.values() for picture in part], study_dir / "figures")
+        drawn = {part: inline(pictures) for part, pictures in _draw(study, records).items()}
+        _write_figures([each for part in drawn.values() for each in part], study_dir / "figures")
+    page = _render(study, lost, drawn)
     write_whole(study_dir / "tables.md", markdown_of(study).encode())
     path = study_dir / "report.html"
     write_whole(path, page.encode())
@@ -86,35 +83,12 @@ def _render(study: Study, lost: Sequence[str], drawn: Mapping[str, Sequence[Draw
     )
 
 
-def _write_figures(pictures: Sequence[Picture], folder: Path) -> None:
+def _write_figures(drawn: Sequence[Drawing], folder: Path) -> None:
     """Each picture as SVG and PDF, with a legend inside it; what an earlier report drew and this not goes."""
     folder.mkdir(exist_ok=True)
-    for picture in pictures:
-        _add_legend(picture)
-        write_whole(folder / f"{picture.key}.svg", standalone_svg(picture).encode())
-        write_whole(folder / f"{picture.key}.pdf", _pdf(picture))
-    drawn = {picture.key for picture in pictures}
-    for key in FIGURE_KEYS - drawn:
+    for picture, svg in drawn:
+        write_whole(folder / f"{picture.key}.svg", standalone_svg(picture, svg, legend=True).encode())
+        write_whole(folder / f"{picture.key}.pdf", to_pdf(picture))
+    for key in FIGURE_KEYS - {picture.key for picture, _ in drawn}:
         for ending in ("svg", "pdf"):
             (folder / f"{key}.{ending}").unlink(missing_ok=True)
-
-
-def _add_legend(picture: Picture) -> None:
-    """Below the drawing: a page has its legend in its own text, a file has none."""
-    entries = picture.legend
-    lines = legend_lines(entries)
-    columns = 2 if max((len(entry.label) for entry in entries), default=0) <= 28 else 1
-    legend = picture.figure.legend(
-        lines, [""] * len(lines), loc="outside lower left", ncols=columns, frameon=False, handlelength=2.6
-    )
-    for text, entry in zip(legend.get_texts(), entries, strict=True):
-        text.set_text(rows.short(entry.label, 60))
-
-
-def _pdf(picture: Picture) -> bytes:
-    """Letters as text, and no date: equal pictures give equal files."""
-    buffer = io.BytesIO()
-    picture.figure.set_canvas(FigureCanvasPdf(picture.figure))
-    nothing = {"CreationDate": None, "Creator": None, "Producer": None}
-    picture.figure.savefig(buffer, format="pdf", metadata=nothing)
-    return buffer.getvalue()

@@ -85,9 +85,9 @@ def pareto_picture(study: Study, cost: str) -> Picture | None:
 
 def _caption(study: Study, curve: bool) -> str:
     text = (
-        "Every arm at every length, means over seeds; further down and left is better. Ringed and joined by "
+        "Every arm at every length, means over seeds, bars from the least to the greatest; further down and "
     )
-    text += "steps: the front, which nothing else beats in both."
+    text += "left is better. Ringed and joined by steps: the front, which nothing else beats in both."
     if curve:
         text += f" The line is {study.baseline} through its lengths, the curve that savings are read off."
     return text
@@ -141,7 +141,7 @@ def _style(axes: Axes, study: Study, x_label: str, costs: Sequence[float]) -> No
     pad = max((high / low) ** 0.06, 1.03)
     axes.set_xlim(low / pad, high * pad)
     axes.margins(y=0.1)
-    style_axes(axes, words.metric_words(study), x_label)
+    style_axes(axes, words.metric_words(study), x_label, pad=8)
     exponent = math.floor(math.log10(high)) if high >= 1e6 else 0
     if exponent:
         axes.set_xlabel(f"{x_label}, {fmt.power_of_ten(exponent)}")

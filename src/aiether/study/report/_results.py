@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +170,14 @@ class Study:
     savings: tuple[AtCost, ...] = ()
     failures: tuple[Failure, ...] = field(default=())
 
-    @property
+    @cached_property
     def conditions(self) -> tuple[str, ...]:
         """The names of the conditions, the baseline first."""
         names = dict.fromkeys(arm.condition for arm in self.arms)
         first = [self.baseline] if self.baseline in names else []
         return tuple(dict.fromkeys([*first, *names]))  # pyright: ignore[reportReturnType]
 
-    @property
+    @cached_property
     def full(self) -> tuple[Arm, ...]:
         """Each condition at the length that is compared: 1, or its longest if it was not run at 1."""
         of = {name: [arm for arm in self.arms if arm.condition == name] for name in self.conditions}

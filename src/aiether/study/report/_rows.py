@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
@@ -40,7 +40,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Rows:
-    """A figure of rows. `zero`: a line at 0. `linked`: the points of one seed are joined down the rows."""
+    """A figure of rows. `zero`: a line at 0. `linked`: so many rows, from the first, whose
+    points are joined by seed."""
 
     key: str
     title: str
@@ -49,20 +50,20 @@ class Rows:
     rows: Sequence[Row]
     show: Callable[[float], str]
     zero: bool = False
-    linked: bool = False
+    linked: int = 0
 
 
 def rows_picture(figure: Rows) -> Picture | None:
     """The drawn figure; None where no row has a number."""
     rows = [row for row in figure.rows if row.drawable]
+    linked = [row for row in figure.rows[: figure.linked] if row.drawable]
     if not rows:
         return None
     canvas, (axes,) = new_axes(height=72 + 40 * len(rows))
     if figure.zero:
         axes.axvline(0.0, color=LIGHT["muted"], linewidth=1.1, zorder=1.4)
     tips: dict[str, str] = {}
-    if figure.linked:
-        _link_seeds(axes, rows)
+    _link_seeds(axes, linked)
     for place, row in enumerate(rows):
         tips |= _draw(axes, row, place, figure.show)
     axes.set_ylim(len(rows) - 0.45, -0.62)
@@ -138,18 +139,18 @@ def short(name: str, most: int = NAME_LENGTH) -> str:
 def final_loss(study: Study) -> Picture | None:
     """The final metric of every run, the seeds joined from arm to arm."""
     styles = styles_of(study)
-    arms = sorted(study.arms, key=lambda arm: (study.conditions.index(arm.condition), arm.length))
-    rows = [_arm_row(study, arm, styles[arm.condition]) for arm in arms]
+    others = sorted((arm for arm in study.arms if arm not in study.full), key=lambda arm: arm.length)
+    rows = [_arm_row(study, arm, styles[arm.condition]) for arm in (*study.full, *others)]
     return rows_picture(
         Rows(
             "final-loss",
             f"Final {words.short_metric(study)} by seed",
             words.metric_words(study),
-            "Every run as a point; further left is better. A thin line joins the runs of one seed: where the "
-            "lines run side by side, seeds share their luck, and comparing seed by seed takes it out.",
+            "Every run as a point; further left is better. Thin lines join the runs of one seed: where they "
+            "run side by side, all arms share a seed's luck, and comparing seed by seed takes it out.",
             rows,
             fmt.loss,
-            linked=len(study.seeds) > 1 and len(rows) > 1,
+            linked=len(study.full),
         )
     )
 
@@ -173,7 +174,6 @@ def differences(study: Study) -> Picture | None:
             rows,
             words.signed,
             zero=True,
-            linked=len(study.seeds) > 1 and len(rows) > 1,
         )
     )
 
@@ -198,7 +198,9 @@ def effects(study: Study) -> Picture | None:
 def _contrast_row(study: Study, each: Contrast) -> Row:
     style = styles_of(study).get(each.arm) or Style("grown", "line", "disc")
     values = tuple(zip(each.seeds or range(len(each.differences)), each.differences, strict=False))
-    return Row(words.pair_name(each), values, each.mean, each.ci95, style, words.signed(each.mean))
+    room = NAME_LENGTH - len(each.against) - 3 if each.against else NAME_LENGTH
+    name = words.pair_name(replace(each, arm=short(each.arm, room))) if room > 8 else words.pair_name(each)
+    return Row(name, values, each.mean, each.ci95, style, words.signed(each.mean))
 
 
 SAVINGS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from aiether.study.report._results import Arm, AtCost, Contrast, Failure, Interval, Study
@@ -92,10 +92,10 @@ def joined(words: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One sentence: whom it is about, and what was found."""
+    """Whom it is about, and what was found: a sentence, or one for each cost."""
 
     about: str
-    text: str
+    sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -110,29 +110,34 @@ def findings(study: Study) -> tuple[Findings, ...]:
     planned = [each for each in study.comparisons if each.planned]
     afterwards = [each for each in study.comparisons if not each.planned]
     found = (
-        Findings("Planned comparisons", tuple(map(_verdict, planned)) + _not_made(study)),
-        Findings("Effects of the factors", tuple(map(_verdict, study.factorial))),
-        Findings("At equal cost", tuple(map(_verdict, study.equal_cost))),
-        Findings("Cost of the same loss", tuple(map(_verdict, study.savings))),
+        Findings("Planned comparisons", _verdicts(planned) + _not_made(study)),
+        Findings("Effects of the factors", _verdicts(study.factorial)),
+        Findings("At equal cost", _verdicts(study.equal_cost)),
+        Findings(f"Cost of the same {short_metric(study)}", _verdicts(study.savings)),
         Findings(
             "Not planned",
-            tuple(map(_verdict, afterwards)),
+            _verdicts(afterwards),
             "Looked at after the runs: hints for the next study, no tests.",
         ),
     )
     return tuple(each for each in found if each.verdicts)
 
 
-def _verdict(found: Contrast | AtCost) -> Verdict:
-    about = f"{found.arm} against {found.against}" if found.against else found.arm
-    return Verdict(about, found.verdict or "nothing to say yet: no seed of both has finished")
+def _verdicts(found: Sequence[Contrast | AtCost]) -> tuple[Verdict, ...]:
+    """One for each pair, with all that is said of it."""
+    sentences: dict[str, list[str]] = {}
+    for each in found:
+        about = f"{each.arm} against {each.against}" if each.against else each.arm
+        said = each.verdict or "nothing to say yet: no seed of both has finished"
+        sentences.setdefault(about, []).append(said)
+    return tuple(Verdict(about, tuple(said)) for about, said in sentences.items())
 
 
 def _not_made(study: Study) -> tuple[Verdict, ...]:
     """Comparisons that were declared and of which the results say nothing."""
     made = {(each.arm, each.against) for each in study.comparisons}
     missing = [pair for pair in study.declared if pair not in made]
-    return tuple(Verdict(f"{arm} against {against}", "not compared yet") for arm, against in missing)
+    return tuple(Verdict(f"{arm} against {against}", ("not compared yet",)) for arm, against in missing)
 
 
 # --- what is missing ----------------------------------------------------------------------------------
@@ -171,8 +176,8 @@ def notices(study: Study) -> tuple[str, ...]:
             "far; the command at the foot of the page runs the rest."
         )
     if failed:
-        runs = "1 run has failed" if len(failed) == 1 else f"{len(failed)} runs have failed"
-        found.append(f"{runs}, and the statistics lack them: see Failed and missing runs.")
+        runs = "1 run has" if len(failed) == 1 else f"{len(failed)} runs have"
+        found.append(f"{runs} failed, which the statistics lack: see Failed and missing runs.")
     edges = [each.condition for each in study.tuning if each.at_edge]
     if edges:
         found.append(

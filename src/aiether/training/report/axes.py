@@ -41,9 +41,9 @@ def new_axes(height: float = 265, rows: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def style_axes(axes: Axes, y_label: str, x_label: str | None = "step") -> None:
-    """The label of y stands above the axis, where it is read without turning the head."""
-    axes.set_title(y_label, loc="left", fontsize=10.5, color=LIGHT["muted"], pad=20)
+def style_axes(axes: Axes, y_label: str, x_label: str | None = "step", *, pad: float = 20) -> None:
+    """The label of y stands above the axis, where it is read without turning the head, `pad` points away."""
+    axes.set_title(y_label, loc="left", fontsize=10.5, color=LIGHT["muted"], pad=pad)
     exponent = _common_exponent(axes.get_xlim()[1])
     if x_label:
         axes.set_xlabel(f"{x_label}, {fmt.power_of_ten(exponent)}" if exponent else x_label)

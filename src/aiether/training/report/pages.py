@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from aiether.training.report.theme import DARK, LIGHT, Picture, css_variables, to_svg
+from aiether.training.report.theme import DARK, LIGHT, POINTS, Picture, css_variables, to_svg
 
 
 def environment(*packages: str) -> Environment:
@@ -21,7 +21,8 @@ def environment(*packages: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.globals |= {"light": Markup(css_variables(LIGHT)), "dark": Markup(css_variables(DARK))}
+    palettes = {"light": Markup(css_variables(LIGHT)), "dark": Markup(css_variables(DARK))}
+    env.globals |= {**palettes, "points": POINTS}
     return env
 
 
