@@ -24,7 +24,7 @@ from aiether.training import recorder
 from aiether.training import run as job
 from aiether.training.recorder import JsonLines, Recorder
 from aiether.training.report._facts import gaps
-from aiether.training.report._run import load_run
+from aiether.training.report.run_records import load_run
 
 SETTINGS: dict[str, Any] = TINY_RUN | {
     "validation_fraction": 0.1,

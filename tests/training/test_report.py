@@ -12,8 +12,8 @@ from tests.training.fake_runs import STATIC, FakeRun, write_fake_run, write_line
 from aiether.training.report import save_hero_figure, write_report
 from aiether.training.report._facts import gaps, headline, samples
 from aiether.training.report._geometry import stagnant
-from aiether.training.report._run import load_run, read_json_lines
-from aiether.training.report._theme import DARK, LIGHT
+from aiether.training.report.run_records import load_run, read_json_lines
+from aiether.training.report.theme import DARK, LIGHT
 
 
 @pytest.fixture(scope="module")

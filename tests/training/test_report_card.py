@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tests.training.fake_runs import STATIC, FakeRun, write_fake_run
 
 from aiether.training.report import write_cards
-from aiether.training.report._card import code, plain
+from aiether.training.report.markdown import code, plain
 
 EVIL = "`</a>` <script>alert(1)</script> | [x](javascript:0)\n# heading\n---\n``two``"
 

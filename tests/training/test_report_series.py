@@ -12,8 +12,8 @@ import pytest
 
 from aiether.training.report._facts import cost_tables, verdicts
 from aiether.training.report._lineage import age_role, birth_steps, layer_outline, position_at
-from aiether.training.report._run import Layer, Run, load_run
-from aiether.training.report._series import compare, cost_to_reach, frame, smooth, thin
+from aiether.training.report.run_records import Layer, Run, load_run
+from aiether.training.report.series import compare, cost_to_reach, frame, smooth, thin
 
 # --- what the numbers mean ----------------------------------------------------------------------------
 

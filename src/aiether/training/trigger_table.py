@@ -11,7 +11,7 @@ from aiether.growth import GrowthConfig, planned_depth
 from aiether.growth.replay import Stretch, calibrate, every_firing, stretches
 
 from .config import read_config
-from .report._run import read_json_lines
+from .report.run_records import read_json_lines
 
 
 def trigger_table(run_dir: Path, quantiles: Sequence[float]) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,9 @@ from safetensors import safe_open
 
 from aiether.training import _format as fmt
 from aiether.training.report import _facts as facts
-from aiether.training.report._run import Run, as_number, load_run
+from aiether.training.report.markdown import code, markdown_table, plain
+from aiether.training.report.pages import write_whole
+from aiether.training.report.run_records import Run, as_number, load_run
 
 _RECIPE = (
     "arch",
@@ -70,12 +70,8 @@ def _as_run(baseline: Run, run: Run) -> Run:
 
 
 def _write(run: Run, final_dir: Path) -> Path:
-    path, partial = final_dir / "README.md", final_dir / ".README.md.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(str(model_card(run, final_dir)))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    path = final_dir / "README.md"
+    write_whole(path, str(model_card(run, final_dir)).encode())
     return path
 
 
@@ -89,11 +85,11 @@ def model_card(run: Run, final_dir: Path) -> ModelCard:
         f"# {code(run.name)}\n\n{facts.headline(run)} Trained from scratch with aiether.",
         plain("\n".join(facts.gaps(run))),
         _loading(),
-        "## What it is\n\n" + _table(("", ""), _identity(run, final_dir)),
+        "## What it is\n\n" + markdown_table(("", ""), _identity(run, final_dir)),
         _depth(run),
-        "## Recipe\n\n" + _table(("setting", "value"), _recipe(run)),
+        "## Recipe\n\n" + markdown_table(("setting", "value"), _recipe(run)),
         _beside(run),
-        "## Versions\n\n" + _table(("", ""), _versions(run)),
+        "## Versions\n\n" + markdown_table(("", ""), _versions(run)),
         f"## Limits\n\n{_LIMITS}",
     )
     body = "\n\n".join(section for section in sections if section)
@@ -159,7 +155,8 @@ def _depth(run: Run) -> str:
         )
         for event in run.growths
     ]
-    return "## How it grew\n\n" + _table(("step", "layers", "loss before", "loss after", "plan"), rows)
+    columns = ("step", "layers", "loss before", "loss after", "plan")
+    return "## How it grew\n\n" + markdown_table(columns, rows)
 
 
 def _recipe(run: Run) -> Iterable[tuple[str, str]]:
@@ -175,7 +172,7 @@ def _beside(run: Run) -> str:
         return ""
     grids = (facts.outcome_table(run), *facts.cost_tables(run))
     tables = "\n\n".join(
-        _table([*map(plain, g.columns)], [[*map(plain, row)] for row in g.rows]) for g in grids
+        markdown_table([*map(plain, g.columns)], [[*map(plain, row)] for row in g.rows]) for g in grids
     )
     sentences = plain("\n".join(facts.verdicts(run)))
     return "\n\n".join(filter(None, ("## Beside a static model", sentences, tables)))
@@ -185,21 +182,3 @@ def _versions(run: Run) -> Iterable[tuple[str, str]]:
     for name in ("aiether", "transformers", "torch", "python", "platform", "processor"):
         if run.environment.get(name):
             yield name, code(str(run.environment[name]))
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def code(text: str) -> str:
-    """A text that Markdown shows as it is: a code span behind more backticks than it holds in a row."""
-    text = " ".join(text.split())
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence, pad = "`" * (longest + 1), " " * ("`" in text)
-    return f"{fence}{pad}{text}{pad}{fence}" if text else ""
-
-
-def plain(text: str) -> str:
-    """Words without what Markdown or HTML would make of them."""
-    return re.sub(r"([\\`*_\[\]<>#&])", r"\\\1", text)

@@ -8,17 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiether.training import _format as fmt
-from aiether.training.report._axes import depths
-from aiether.training.report._run import Row, Run, as_number
-from aiether.training.report._series import Comparison, compare, costs_to_target
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table: names of the columns, and rows of cells as they are shown."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+from aiether.training.report.axes import depths
+from aiether.training.report.run_records import Row, Run, as_number
+from aiether.training.report.series import Comparison, compare, costs_to_target
+from aiether.training.report.tables import Grid
 
 
 def headline(run: Run) -> str:
@@ -236,17 +229,6 @@ def _event_words(event: Row) -> str:
         if key not in ("event", "step") and isinstance(value, str | int | float)
     )
     return f"{kind}: {details}" if details else kind
-
-
-def settings(values: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """A configuration or an environment as pairs, nested ones by dotted names."""
-    pairs: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            pairs += [(f"{key}.{name}", text) for name, text in settings(value)]
-        else:
-            pairs.append((str(key), fmt.anything(value)))
-    return tuple(pairs)
 
 
 @dataclass(frozen=True)

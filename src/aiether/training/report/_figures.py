@@ -9,13 +9,20 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from aiether.training import _format as fmt
-from aiether.training.report._axes import BASELINE_STYLES, GROWTH_ENTRY, mark_growths, new_axes, style_axes
 from aiether.training.report._curves import AGAINST_COMPUTE, CURVES, Curve
 from aiether.training.report._geometry import geometry_pictures
 from aiether.training.report._lineage import lineage_picture
-from aiether.training.report._run import Run, Table
-from aiether.training.report._series import finite, frame, smooth, thin
-from aiether.training.report._theme import LIGHT, LegendEntry, Picture
+from aiether.training.report.axes import (
+    BASELINE_STYLES,
+    GROWTH_ENTRY,
+    mark_growths,
+    new_axes,
+    style_axes,
+    time_unit,
+)
+from aiether.training.report.run_records import Run, Table
+from aiether.training.report.series import finite, frame, smooth, thin
+from aiether.training.report.theme import LIGHT, LegendEntry, Picture
 
 Column = NDArray[np.float64]
 
@@ -135,10 +142,7 @@ def _unit(run: Run, curve: Curve) -> tuple[float, str]:
     if curve.x != "elapsed_s":
         return 1.0, curve.x_label
     ends = [x[-1] for each in (run, *run.baselines) if len(x := _values(each, curve)[0])]
-    longest = max(ends, default=0.0)
-    unit, name = (1.0, "seconds") if longest < 180 else (60.0, "minutes")
-    if longest >= 3 * 3600:
-        unit, name = 3600.0, "hours"
+    unit, name = time_unit(max(ends, default=0.0))
     return unit, f"{curve.x_label}, {name}"
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
-from aiether.training.report._axes import mark_growths, new_axes, style_axes
-from aiether.training.report._run import Run, as_number
-from aiether.training.report._series import finite, thin
-from aiether.training.report._theme import LIGHT, LegendEntry, Picture
+from aiether.training.report.axes import mark_growths, new_axes, style_axes
+from aiether.training.report.run_records import Run, as_number
+from aiether.training.report.series import finite, thin
+from aiether.training.report.theme import LIGHT, LegendEntry, Picture
 
 LEGEND = (
     LegendEntry("measured", "grown"),

@@ -7,14 +7,13 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from aiether.training.report._axes import BASELINE_STYLES
 from aiether.training.report._curves import AGAINST_COMPUTE
 from aiether.training.report._figures import draw_curve, legend_of
 from aiether.training.report._lineage import draw_lineage
-from aiether.training.report._run import Run, load_run
-from aiether.training.report._theme import LIGHT, Picture, house_style, standalone_svg
+from aiether.training.report.axes import legend_lines
+from aiether.training.report.run_records import Run, load_run
+from aiether.training.report.theme import LIGHT, Picture, house_style, standalone_svg
 
 
 def save_hero_figure(run_dir: Path | str, path: Path | str) -> Path:
@@ -66,10 +65,5 @@ def hero_picture(run: Run) -> Picture:
 
 
 def _add_legend(axes: Axes, run: Run) -> None:
-    dashes = {mark: style for _, mark, style in BASELINE_STYLES} | {"line": "solid", "dots": (0, (1, 1.8))}
-    entries = legend_of(run, AGAINST_COMPUTE)
-    lines = [
-        Line2D([], [], color=LIGHT[entry.role], linestyle=dashes[entry.mark], label=entry.label)  # pyright: ignore[reportArgumentType]
-        for entry in entries
-    ]
-    axes.legend(handles=lines, loc="upper right", frameon=False, handlelength=2.6)
+    handles = legend_lines(legend_of(run, AGAINST_COMPUTE))
+    axes.legend(handles=handles, loc="upper right", frameon=False, handlelength=2.6)

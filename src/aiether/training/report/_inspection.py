@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
@@ -16,18 +14,10 @@ from aiether import __version__
 from aiether.geometry import GeometryMetrics
 from aiether.integrations.offline import Inspection, LayerGeometry
 from aiether.training import _format as fmt
-from aiether.training.report._axes import new_axes
-from aiether.training.report._facts import Grid
-from aiether.training.report._page import environment
-from aiether.training.report._theme import (
-    DARK,
-    LIGHT,
-    LegendEntry,
-    Picture,
-    css_variables,
-    house_style,
-    to_svg,
-)
+from aiether.training.report.axes import new_axes
+from aiether.training.report.pages import environment, inline, write_whole
+from aiether.training.report.tables import Grid
+from aiether.training.report.theme import LIGHT, LegendEntry, Picture, house_style
 
 COLUMNS = ("", "τ", "τ norm.", "κ", "κ norm.", "ρ", "part. ratio", "displacement")
 _WALK, _STRAIGHT = LegendEntry("random walk", "muted", "dots"), LegendEntry("straight line", "axis", "dash")
@@ -60,26 +50,16 @@ class Panel:
 
 def write_inspection(inspection: Inspection, path: Path) -> None:
     """Write one self-contained HTML page; it loads nothing and runs no script."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(render(inspection), encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, render(inspection).encode())
 
 
 def render(inspection: Inspection) -> str:
     """The page, as HTML."""
     with house_style():
         pictures = _pictures(inspection) if len(inspection.layers) > 1 else []
-        figures = [(picture, Markup(to_svg(picture))) for picture in pictures]
-    return (
-        environment()
-        .get_template("inspection.html.jinja")
-        .render(
-            page=_page(inspection),
-            figures=figures,
-            light=Markup(css_variables(LIGHT)),
-            dark=Markup(css_variables(DARK)),
-        )
-    )
+        figures = inline(pictures)
+    template = environment().get_template("inspection.html.jinja")
+    return template.render(page=_page(inspection), figures=figures)
 
 
 def _page(inspection: Inspection) -> Page:

@@ -10,9 +10,9 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 from matplotlib.ticker import FixedLocator
 
-from aiether.training.report._axes import mark_growths, new_axes, style_axes
-from aiether.training.report._run import Layer, Run
-from aiether.training.report._theme import LIGHT, NUM_AGES, LegendEntry, Picture
+from aiether.training.report.axes import mark_growths, new_axes, style_axes
+from aiether.training.report.run_records import Layer, Run
+from aiether.training.report.theme import LIGHT, NUM_AGES, LegendEntry, Picture
 
 
 def lineage_picture(run: Run) -> Picture | None:

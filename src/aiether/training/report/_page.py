@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from aiether.training.report import _facts as facts
 from aiether.training.report._figures import draw_pictures
-from aiether.training.report._run import Run, load_run
-from aiether.training.report._theme import DARK, LIGHT, css_variables, house_style, to_svg
+from aiether.training.report.pages import environment, inline, write_whole
+from aiether.training.report.run_records import Run, load_run
+from aiether.training.report.tables import settings
+from aiether.training.report.theme import house_style
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -23,39 +21,14 @@ def write_report(run_dir: Path | str) -> Path:
         ValueError: `run_dir` holds no run, or a damaged file; the message says which.
     """
     run_dir = Path(run_dir)
-    page = render(load_run(run_dir))
-    path, partial = run_dir / "report.html", run_dir / ".report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    path = run_dir / "report.html"
+    write_whole(path, render(load_run(run_dir)).encode())
     return path
-
-
-def environment() -> Environment:
-    """The templates; every text that is put into them is escaped."""
-    return Environment(
-        loader=PackageLoader("aiether.training.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def render(run: Run) -> str:
     """The page of a run, as HTML."""
     with house_style():
-        figures = {
-            part: [(picture, Markup(to_svg(picture))) for picture in pictures]
-            for part, pictures in draw_pictures(run).items()
-        }
-    return (
-        environment()
-        .get_template("report.html.jinja")
-        .render(
-            run=run,
-            facts=facts,
-            figures=figures,
-            light=Markup(css_variables(LIGHT)),
-            dark=Markup(css_variables(DARK)),
-        )
-    )
+        figures = {part: inline(pictures) for part, pictures in draw_pictures(run).items()}
+    template = environment().get_template("report.html.jinja")
+    return template.render(run=run, facts=facts, settings=settings, figures=figures)

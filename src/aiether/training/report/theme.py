@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +36,16 @@ LIGHT: dict[str, str] = {
     "age3": "#5d9b2f",
     "age4": "#b38600",
     "age5": "#c04a0a",
+    "arm0": "#bf4a00",
+    "arm1": "#0062b5",
+    "arm2": "#569a81",
+    "arm3": "#bd62f6",
+    "arm4": "#a7882c",
+    "arm5": "#5b2995",
+    "arm6": "#801c4e",
+    "arm7": "#607633",
+    "arm8": "#0f516f",
+    "arm9": "#6a3e18",
 }
 DARK: dict[str, str] = {
     "paper": "#14181d",
@@ -54,8 +64,20 @@ DARK: dict[str, str] = {
     "age3": "#97d168",
     "age4": "#e8c04c",
     "age5": "#f29150",
+    "arm0": "#f2984f",
+    "arm1": "#56aef0",
+    "arm2": "#457f6a",
+    "arm3": "#eacfff",
+    "arm4": "#f9ce56",
+    "arm5": "#9761e2",
+    "arm6": "#d3538d",
+    "arm7": "#a2b680",
+    "arm8": "#2a89b8",
+    "arm9": "#936642",
 }
 NUM_AGES = 6
+ARM_DASHES = ("line", "line", "line", "line", "dash", "dash", "dash", "dot-dash", "dot-dash", "dot-dash")
+"""How the lines of `arm0` to `arm9` are drawn: those of one dash stay apart under any colour blindness."""
 
 RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -82,6 +104,7 @@ RC: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
     "path.simplify": False,
+    "text.parse_math": False,  # a name may hold a dollar
 }
 
 
@@ -96,7 +119,10 @@ def house_style() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A line of the legend, in the page's own text. `mark`: line, dash, dot-dash, dots or bar."""
+    """A line of the legend, in the page's own text.
+
+    `mark`: line, dash, dot-dash, dots, bar, or a point: disc, square, triangle, diamond.
+    """
 
     label: str
     role: str
@@ -140,10 +166,15 @@ def to_svg(picture: Picture) -> str:
     return ET.tostring(root, encoding="unicode")
 
 
-def standalone_svg(picture: Picture) -> str:
-    """The picture as a file of its own that follows the light or dark theme of whoever shows it."""
-    root = ET.fromstring(to_svg(picture))
+def standalone_svg(picture: Picture, svg: str | None = None, *, legend: bool = False) -> str:
+    """The picture as a file of its own that follows the light or dark theme of whoever shows it.
+
+    `svg` is what `to_svg` made of the picture, if that is at hand; `legend` writes the legend below it.
+    """
+    root = ET.fromstring(svg or to_svg(picture))
     root.set("xmlns", "http://www.w3.org/2000/svg")
+    if legend:
+        _append_legend(root, picture.legend)
     _insert_text(
         root,
         "style",
@@ -152,6 +183,44 @@ def standalone_svg(picture: Picture) -> str:
         "* { stroke-linejoin: round; }",
     )
     return ET.tostring(root, encoding="unicode") + "\n"
+
+
+LEGEND_LINE = 17.0  # units from one line of a legend to the next
+POINTS = {
+    "disc": "M9.5 5a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0",
+    "square": "M10 1h8v8h-8z",
+    "triangle": "M14 0.5l5 9h-10z",
+    "diamond": "M14 0l5 5l-5 5l-5 -5z",
+}
+"""The forms of points in a swatch of 28 by 10 units."""
+_SWATCH_DASHES = {"dash": "8 3", "dot-dash": "8 3 2 3", "dots": "2 2.6"}
+
+
+def legend_columns(entries: Sequence[LegendEntry]) -> int:
+    """Two, if every label is short enough for half the width of a figure."""
+    return 2 if max((len(entry.label) for entry in entries), default=0) <= 28 else 1
+
+
+def _append_legend(root: ET.Element, entries: Sequence[LegendEntry]) -> None:
+    left, top, width, height = map(float, root.attrib["viewBox"].split())
+    columns = legend_columns(entries)
+    lines = -(-len(entries) // columns)
+    root.set("viewBox", f"{left:g} {top:g} {width:g} {height + lines * LEGEND_LINE + 8:g}")
+    for index, entry in enumerate(entries):
+        x, y = 8 + (index % columns) * width / columns, height + 4 + (index // columns) * LEGEND_LINE
+        group = ET.SubElement(root, "g", transform=f"translate({x:g} {y:g})")
+        group.append(_swatch(entry))
+        words = ET.SubElement(group, "text", x="36", y="9", style="font-size: 11px; fill: var(--ink)")
+        words.text = entry.label
+
+
+def _swatch(entry: LegendEntry) -> ET.Element:
+    if entry.mark in POINTS:
+        return ET.Element("path", d=POINTS[entry.mark], style=f"fill: var(--{entry.role})")
+    style = f"stroke: var(--{entry.role}); stroke-width: {5 if entry.mark == 'bar' else 2}"
+    if entry.mark in _SWATCH_DASHES:
+        style += f"; stroke-dasharray: {_SWATCH_DASHES[entry.mark]}"
+    return ET.Element("line", x1="2", x2="26", y1="5", y2="5", style=style)
 
 
 def _drawn(figure: Figure, seed: str) -> ET.Element:

@@ -120,6 +120,17 @@ def load_run(run_dir: Path) -> Run:
     return _load_one(run_dir, run_dir.resolve().name, baselines)
 
 
+def read_metrics(path: Path) -> tuple[Table, Table, tuple[int, ...]]:
+    """A `metrics.jsonl`: its training rows, its evaluations, and the last step before each gap in it.
+
+    Raises:
+        ValueError: A line of it is damaged.
+    """
+    rows = read_json_lines(path, _is_measurement)
+    gaps = tuple(int(row.get("step") or 0) for row in filter(is_gap, rows))
+    return table_of("train", rows), table_of("eval", rows), gaps
+
+
 def _load_one(run_dir: Path, name: str, baselines: tuple[Run, ...]) -> Run:
     rows = {
         "metrics.jsonl": read_json_lines(run_dir / "metrics.jsonl", _is_measurement),

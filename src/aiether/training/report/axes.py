@@ -6,19 +6,28 @@ All are drawn at 440 units of width: legible on a phone, and half of a desktop p
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from aiether.training import _format as fmt
-from aiether.training.report._run import Row, Run, as_number
-from aiether.training.report._theme import LIGHT, LegendEntry
+from aiether.training.report.run_records import Row, Run, as_number
+from aiether.training.report.theme import LIGHT, LegendEntry
 
 WIDTH = 440
-BASELINE_STYLES = (("static", "dash", (0, (4.5, 1.8))), ("other", "dot-dash", (0, (5, 2, 1, 2))))
+DASHES: dict[str, Any] = {
+    "line": "solid",
+    "dash": (0, (4.5, 1.8)),
+    "dot-dash": (0, (5, 2, 1, 2)),
+    "dots": (0, (1, 1.8)),
+}
+MARKERS = {"disc": "o", "square": "s", "triangle": "^", "diamond": "D"}
+BASELINE_STYLES = (("static", "dash", DASHES["dash"]), ("other", "dot-dash", DASHES["dot-dash"]))
 GROWTH_ENTRY = LegendEntry("growth (layers before→after)", "growth", "dots")
 
 
@@ -32,9 +41,9 @@ def new_axes(height: float = 265, rows: int = 1) -> tuple[Figure, list[Axes]]:
     return figure, panels
 
 
-def style_axes(axes: Axes, y_label: str, x_label: str | None = "step") -> None:
-    """The label of y stands above the axis, where it is read without turning the head."""
-    axes.set_title(y_label, loc="left", fontsize=10.5, color=LIGHT["muted"], pad=20)
+def style_axes(axes: Axes, y_label: str, x_label: str | None = "step", *, pad: float = 20) -> None:
+    """The label of y stands above the axis, where it is read without turning the head, `pad` points away."""
+    axes.set_title(y_label, loc="left", fontsize=10.5, color=LIGHT["muted"], pad=pad)
     exponent = _common_exponent(axes.get_xlim()[1])
     if x_label:
         axes.set_xlabel(f"{x_label}, {fmt.power_of_ten(exponent)}" if exponent else x_label)
@@ -52,6 +61,27 @@ def _common_exponent(largest: float) -> int:
 
 def _tick(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+def legend_lines(entries: Iterable[LegendEntry]) -> list[Line2D]:
+    """Handles for matplotlib's own legend, where there is no page to write one in."""
+    return [_handle(entry) for entry in entries]
+
+
+def _handle(entry: LegendEntry) -> Line2D:
+    colour = LIGHT[entry.role]
+    if entry.mark in MARKERS:
+        marker = MARKERS[entry.mark]
+        return Line2D([], [], color=colour, linestyle="none", marker=marker, markersize=6, label=entry.label)
+    dashes, width = DASHES.get(entry.mark, "solid"), 4.0 if entry.mark == "bar" else None
+    return Line2D([], [], color=colour, linestyle=dashes, linewidth=width, label=entry.label)
+
+
+def time_unit(longest_s: float) -> tuple[float, str]:
+    """What seconds are divided by, and its name: time is read in minutes or hours, not in 10⁴ seconds."""
+    if longest_s < 180:
+        return 1.0, "seconds"
+    return (60.0, "minutes") if longest_s < 3 * 3600 else (3600.0, "hours")
 
 
 def mark_growths(axes: Axes, run: Run, positions: Sequence[float], panel: int = 0) -> dict[str, str]:

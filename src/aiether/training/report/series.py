@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from aiether.training.report._run import Run
+from aiether.training.report.run_records import Run
 
 Column = NDArray[np.float64]
 
