@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,8 +13,10 @@ from aiether.study.statistics.planned import Comparison, check_test, correct
 from aiether.study.statistics.values import check_share
 from aiether.study.statistics.verdict import Test, rejects, verdict
 
-Level = Hashable
-Cell = tuple[Level, ...]  # one level of each factor, in the order of the factors
+Level = Any
+Seed = Any
+# By cell (one level of each factor, in the order of the factors) and by seed.
+Outcomes = Mapping[Any, Mapping[Any, float]]
 TIMES = " x "
 
 
@@ -28,13 +30,13 @@ class Effect(Comparison):
 
     effect: str
     factors: tuple[str, ...]
-    seeds: tuple[Hashable, ...]  # those that have every cell
-    left_out: tuple[Hashable, ...]  # those that lack one
+    seeds: tuple[Seed, ...]  # those that have every cell
+    left_out: tuple[Seed, ...]  # those that lack one
     differences: tuple[float, ...]  # the contrast of each of `seeds`
 
 
 def factorial(
-    values: Mapping[Cell, Mapping[Any, float]],
+    values: Outcomes,
     factors: Sequence[str],
     *,
     alpha: float = 0.05,
@@ -47,8 +49,8 @@ def factorial(
 
     In each seed the effect of a set of factors is the sum over cells of y times the product of their signs,
     divided by 2^(k-1): mean(high) - mean(low) for a main effect, and half the difference between the effects
-    of one factor at the levels of the other for an interaction of two (Box, Hunter & Hunter, 2005, chapter 5).
-    These contrasts, one a seed, are tested against 0 as paired differences are.
+    of one factor at the levels of the other for an interaction of two (Box, Hunter & Hunter, 2005, chapter
+    5). These contrasts, one a seed, are tested against 0 as paired differences are.
 
     Args:
         values: for each cell the metric of each seed; a seed that lacks a cell is left out of every effect.
@@ -100,7 +102,7 @@ def factorial(
 
 
 def _levels(
-    values: Mapping[Cell, Any], factors: Sequence[str], given: Mapping[str, tuple[Level, Level]]
+    values: Outcomes, factors: Sequence[str], given: Mapping[str, tuple[Level, Level]]
 ) -> list[tuple[Level, Level]]:
     """(low, high) of each factor, after the design was found to be whole."""
     if not factors or len(set(factors)) < len(factors):
@@ -113,8 +115,8 @@ def _levels(
         found = list(dict.fromkeys(cell[place] for cell in values))
         if len(found) != 2:
             raise ValueError(
-                f"factor {factor!r} has {len(found)} levels ({', '.join(map(str, found))}); a factorial takes "
-                "two: declare the others as planned comparisons"
+                f"factor {factor!r} has the levels {', '.join(map(str, found))}; a factorial takes two: "
+                "declare the others as planned comparisons"
             )
         pair = given.get(factor, (found[0], found[1]))
         if set(pair) != set(found):
@@ -122,11 +124,11 @@ def _levels(
         pairs.append(pair)
     missing = [cell for cell in itertools.product(*pairs) if cell not in values]
     if missing:
-        raise ValueError(f"the design lacks {len(missing)} of {2 ** len(factors)} cells, first {missing[0]}")
+        raise ValueError(f"no values for {missing[0]}, one of {2 ** len(factors)} cells; run it too")
     return pairs
 
 
-def _complete(values: Mapping[Cell, Mapping[Any, float]]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _complete(values: Outcomes) -> tuple[tuple[Seed, ...], tuple[Seed, ...]]:
     """The seeds that have every cell, and the others, in the order in which they appear."""
     every = dict.fromkeys(seed for each in values.values() for seed in each)
     whole = tuple(seed for seed in every if all(seed in each for each in values.values()))
@@ -146,8 +148,8 @@ def _family(subsets: Sequence[tuple[str, ...]], family: str | Collection[str]) -
 
 
 def _contrast(
-    values: Mapping[Cell, Mapping[Any, float]],
-    seed: Any,
+    values: Outcomes,
+    seed: Seed,
     factors: Sequence[str],
     subset: tuple[str, ...],
     low_high: Sequence[tuple[Level, Level]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import stats
@@ -49,6 +50,11 @@ def t_interval(values: Values, level: float = 0.95) -> tuple[float, float] | Non
     sd = spread(known)
     if sd is None:
         return None
-    half = float(stats.t.isf((1.0 - level) / 2.0, known.size - 1)) * sd / math.sqrt(known.size)
+    half = _quantile(level, known.size - 1) * sd / math.sqrt(known.size)
     mean = float(known.mean())
     return mean - half, mean + half
+
+
+@lru_cache(maxsize=1024)
+def _quantile(level: float, degrees: int) -> float:
+    return float(stats.t.isf((1.0 - level) / 2.0, degrees))

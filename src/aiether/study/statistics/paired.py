@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
 from scipy import optimize, stats
 
 from aiether.study.statistics.interval import spread, t_interval
@@ -52,7 +52,7 @@ def paired(differences: Values, *, alpha: float = 0.05) -> Paired:
         mean=mean,
         sd=sd,
         ci95=t_interval(known),
-        t_p=None if sd is None else _t_p(known, sd),
+        t_p=None if sd is None or mean is None else _t_p(mean, sd, n),
         sign_flip_p=sign_flip_p(known),
         dz=mean / sd if sd and mean is not None else None,
         smallest_p=smallest_p(n),
@@ -60,10 +60,10 @@ def paired(differences: Values, *, alpha: float = 0.05) -> Paired:
     )
 
 
-def _t_p(differences: np.ndarray, sd: float) -> float:
+def _t_p(mean: float, sd: float, n: int) -> float:
     if sd == 0.0:
-        return 0.0 if differences[0] else 1.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+        return 0.0 if mean else 1.0
+    return 2.0 * float(stats.t.sf(abs(mean) / sd * math.sqrt(n), n - 1))
 
 
 @lru_cache(maxsize=1024)
