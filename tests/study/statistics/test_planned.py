@@ -85,6 +85,8 @@ def test_the_words_of_a_verdict() -> None:
     assert verdict(paired(CLEAR), 0.02, higher_is_better=True).startswith("lower (worse) by 0.031")
     assert verdict(paired([0.0] * 5), 1.0) == "no difference in any of 5 seeds"
     assert verdict(paired([0.5] * 5), 0.0) == "higher by 0.50 ± 0.00 over 5 seeds; p < 0.001"
+    rounding = paired([0.3 - 0.2, 0.1, 0.1])
+    assert verdict(rounding, 0.0) == "higher by 0.10000 ± 0.00000 over 3 seeds; p < 0.001"
     assert verdict(paired(CLEAR), 0.01, interaction=True).startswith("interaction of -0.031 ± 0.006")
 
 

@@ -75,8 +75,8 @@ def figure(value: float) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    """The error as `figure` has it, the value to the same place: "0.031 ± 0.008"."""
-    decimals = _decimals(error) if error > 0.0 else _decimals(value) + 1
+    """The error as `figure` has it, the value to the same place, a few digits at most: "0.031 ± 0.008"."""
+    decimals = min(_decimals(error), _decimals(value) + 3) if error > 0.0 else _decimals(value) + 1
     return f"{_rounded(value, decimals)} ± {_rounded(error, decimals)}"
 
 
