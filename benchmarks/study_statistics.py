@@ -6,9 +6,9 @@
 Null studies: no arm differs, three planned comparisons, tested and corrected by `compare_planned` as in a
 study; a rejection of any of them counts. "Independent": every comparison has a baseline of its own, so that
 Holm's family-wise rate is to be 4.9 %. "Shared": three arms against one baseline; their differences are
-correlated (1/2), so that it lies lower. Coverage: the t interval of the mean and the percentile bootstrap of
-the IQM, against the mean and the IQM of the distribution drawn from. With --page nothing is simulated: the
-tables of the page are written from the results file.
+correlated (1/2), so that it lies a little lower. Coverage: the t interval of the mean and the percentile
+bootstrap of the IQM, against the mean and the IQM of the distribution drawn from. With --page nothing is
+simulated: the tables of the page are written from the results file.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def seeds_table() -> str:
     ]
     for seeds in range(3, 11):
         served = max((k for k in range(1, 100) if seeds_needed(ALPHA, k) <= seeds), default=0)
-        lines.append(f"| {seeds} | {smallest_p(seeds):.4f} | {served or 'none'} |")
+        lines.append(f"| {seeds} | {smallest_p(seeds):.2g} | {served or 'none'} |")
     return "\n".join(lines)
 
 

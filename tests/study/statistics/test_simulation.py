@@ -2,7 +2,7 @@
 
 Three planned comparisons with independent noise: there Holm's family-wise rate under no difference is
 1 - (1 - alpha / 3)^3 = 4.9 %. With one baseline shared by all three the comparisons are correlated and the
-rate lies lower (benchmarks/results/study_statistics.json).
+rate lies a little lower (benchmarks/results/study_statistics.json).
 """
 
 from __future__ import annotations
