@@ -89,8 +89,9 @@ def run_study(
     """
     configs = check_spec(spec)
     with hold(study_dir), raise_interrupts():
-        write_spec(spec, study_dir)
+        check_folder(spec, study_dir)
         study = look_at(spec, study_dir, configs, observer)
+        write_spec(spec, study_dir)
         command = command or f"aiether study run {shlex.quote(str(study_dir / SPEC))}"
         facts = {name: arm.facts() for name, arm in study.arms.items()}
         write_json(study_dir / ABOUT, {"command": command, "arms": facts})
@@ -124,14 +125,8 @@ def look_at(
     return Study(spec, study_dir, configs, data, check_arms(spec, configs, data))
 
 
-def write_spec(spec: StudySpec, study_dir: Path) -> None:
-    """Write study.yaml, or see that the one in the folder is the same.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds another study, or something that is none.
-    """
+def check_folder(spec: StudySpec, study_dir: Path) -> None:
+    """Raise ValueError if the folder holds another study, or something that is none."""
     path = study_dir / SPEC
     if path.is_file():
         before = read_spec(path)
@@ -148,6 +143,13 @@ def write_spec(spec: StudySpec, study_dir: Path) -> None:
         raise ValueError(
             f"output_dir {str(study_dir)!r} holds {others[0]} and no study; name a new or an empty folder"
         )
+
+
+def write_spec(spec: StudySpec, study_dir: Path) -> None:
+    """Write study.yaml where there is none."""
+    path = study_dir / SPEC
+    if path.is_file():
+        return
     temporary = path.with_name(f".{SPEC}.tmp")
     temporary.write_text(yaml.safe_dump(plain(spec), sort_keys=False, allow_unicode=True), encoding="utf-8")
     temporary.replace(path)
