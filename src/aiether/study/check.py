@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from aiether.data import PackedData
 from aiether.evaluation import flops_per_token, measure_flops_per_token
-from aiether.training.arms import final_depth, model_shape, windows
+from aiether.training.arms import final_depth, model_settings, windows
 from aiether.training.config import TrainConfig
+from aiether.training.model import Architecture, undrawn_model
 
 from .arms import Cell, cell_config, cells, check_alike
 from .spec import Claims, StudySpec
@@ -112,11 +115,20 @@ def shapes(config: TrainConfig, vocab_size: int) -> tuple[Shape, Shape]:
 
 
 def _shape(config: TrainConfig, depth: int, vocab_size: int) -> Shape:
-    model = model_shape(config, depth, vocab_size)
-    cost = flops_per_token(model.config, config.context_length)
-    counted = measure_flops_per_token(model, config.context_length)
-    assert cost == counted, f"closed form {cost}, counted {counted} FLOPs a token at {depth} layers"
-    return Shape(depth, parameters_of(model), cost, tuple(name for name, _ in model.named_parameters()))
+    settings = model_settings(config, depth, vocab_size, None)
+    return _counted(config.arch, tuple(settings.items()))
+
+
+@cache  # many conditions share a shape, and counting runs the model, if without numbers
+def _counted(arch: Architecture, settings: tuple[tuple[str, Any], ...]) -> Shape:
+    given = dict(settings)
+    with torch.device("meta"):
+        model = undrawn_model(arch, **given)
+    cost = flops_per_token(model.config, given["context_length"])
+    counted = measure_flops_per_token(model, given["context_length"])
+    assert cost == counted, f"closed form {cost}, counted {counted} FLOPs a token in {given}"
+    names = tuple(name for name, _ in model.named_parameters())
+    return Shape(given["n_layer"], parameters_of(model), cost, names)
 
 
 def parameters_of(model: PreTrainedModel) -> int:

@@ -26,7 +26,7 @@ from aiether.integrations import (
 )
 
 from .config import TrainConfig
-from .model import build_model, model_config, undrawn_model
+from .model import build_model, model_config
 from .recorder import Recorder
 from .run_folder import read_record
 from .samples import Sampler
@@ -108,12 +108,6 @@ def flops_per_step(config: TrainConfig, data: PackedData, depth: int) -> int:
     settings = model_settings(config, depth, data.vocab_size, data.eos_token_id)
     model = model_config(config.arch, **settings)
     return flops_per_token(model, config.context_length) * tokens_per_step(config)
-
-
-def model_shape(config: TrainConfig, depth: int, vocab_size: int) -> PreTrainedModel:
-    """The model of a run at some depth without any numbers (on the meta device)."""
-    with torch.device("meta"):
-        return undrawn_model(config.arch, **model_settings(config, depth, vocab_size, None))
 
 
 def check_final_depth(config: TrainConfig, data: PackedData, device: torch.device) -> None:
