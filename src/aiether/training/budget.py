@@ -124,7 +124,7 @@ class Course:
         """
         at = at or self.start
         enough, cheapest = at.step, min(per_step[depth] for depth in self.depths if depth >= at.depth)
-        too_many = at.step + min(int(max(budget, 0) // cheapest), MOST_STEPS) + 1
+        too_many = at.step + min(int(max(budget, 0) // cheapest), MOST_STEPS) + 2
         while too_many - enough > 1:
             middle = (enough + too_many) // 2
             if self.cost(middle, per_step, at) <= budget:
