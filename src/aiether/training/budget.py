@@ -73,8 +73,8 @@ class Course:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Every depth that the run can have, in order."""
-        if self.config.trigger == "never" or self.config.dry_run:
+        """Every depth that the run, or a fork of a probe, can have, in order."""
+        if self.config.trigger == "never" or (self.config.dry_run and self.config.trigger != "lag"):
             return (self.depth,)
         depths = (self.depth, *depth_schedule(self.config, self.depth, final_depth=self.final_depth))
         return depths[: 1 + len(self.config.growth_fractions)] if self.config.trigger == "fixed" else depths
