@@ -54,6 +54,9 @@ TINY: dict[str, Any] = _TESTS["TINY_RUN"] | {
 }
 SIZES = {
     "max_steps",
+    "max_tokens",
+    "max_flops",
+    "max_seconds",
     "num_epochs",
     "n_layer",
     "n_embd",

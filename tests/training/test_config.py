@@ -67,6 +67,18 @@ def test_epochs_given_are_not_overruled_by_the_steps_of_a_lower_layer() -> None:
     assert resolve("recommended", {"num_epochs": 2}, {"max_steps": 7}).max_steps == 7
 
 
+def test_one_length_replaces_another_of_a_lower_layer_and_two_of_one_layer_are_refused() -> None:
+    for name in ("max_tokens", "max_flops", "max_seconds"):
+        config = resolve("recommended", {}, {name: 5})
+        assert (config.max_steps, getattr(config, name)) == (None, 5)
+        config = resolve("recommended", {name: 5}, {"max_steps": 7})
+        assert (config.max_steps, getattr(config, name)) == (7, None)
+        assert getattr(resolve("recommended", {name: 5}, {"num_epochs": 2}), name) is None
+        assert resolve("recommended", {name: None}, {}).max_steps == PRESETS["recommended"]["max_steps"]
+    with pytest.raises(ValueError, match=r"max_steps \(7\) and max_flops \(1e\+12\) both say how long"):
+        resolve("recommended", {}, {"max_steps": 7, "max_flops": 1e12})
+
+
 @pytest.mark.parametrize(
     ("name", "value", "nearest"),
     [("lrr", 1, "'lr'"), ("n_layers", 3, "'n_layer'"), ("beta_0", 0.1, "'beta0'")],
@@ -142,6 +154,9 @@ def test_values_take_the_declared_type(hint: Any, spelt: Any, value: Any) -> Non
         ({"validation_fraction": 0.0}, "validation_fraction is 0.0"),
         ({"pg_patience": 0}, "pg_patience is 0"),
         ({"max_steps": 0}, "max_steps is 0"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"max_flops": -1e9}, "max_flops is -1000000000.0: it must be greater than 0"),
+        ({"max_seconds": float("inf")}, "max_seconds is inf"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, Any], message: str) -> None:

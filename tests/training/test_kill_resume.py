@@ -78,8 +78,8 @@ def run_job(settings: dict[str, Any]) -> Job:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["aiether.training.run"])
 
-    def run(run_dir: Path, kill: str = "nowhere") -> int:
-        job = {"settings": settings, "run_dir": str(run_dir), "kill": kill}
+    def run(run_dir: Path, kill: str = "nowhere", **changes: Any) -> int:
+        job = {"settings": settings | changes, "run_dir": str(run_dir), "kill": kill}
         child = context.Process(
             target=runpy.run_path, args=(str(DRIVER), {"JOB": job}), kwargs={"run_name": "__kill_driver__"}
         )
@@ -161,6 +161,19 @@ def test_killed_again_and_again(kills: tuple[str, ...], run_job: Job, whole: Pat
         assert not (run_dir / "summary.json").exists()
     assert run_job(run_dir) == 0
     assert_resumed_to_the_same(run_dir, whole)
+
+
+def test_a_budget_of_flops_that_was_planned_anew_is_kept_by_a_killed_run(
+    run_job: Job, tmp_path: Path
+) -> None:
+    length: dict[str, Any] = {"max_steps": None, "max_flops": 2.2e8}
+    assert run_job(tmp_path / "whole", **length) == 0
+    replans = read_rows(tmp_path / "whole" / "events.jsonl", "replan")
+    assert len(replans) == 2, "each growth makes a step dearer"
+    assert run_job(tmp_path / "cut", "growth", **length) == -signal.SIGKILL
+    assert run_job(tmp_path / "cut", **length) == 0
+    assert_resumed_to_the_same(tmp_path / "cut", tmp_path / "whole")
+    assert read_rows(tmp_path / "cut" / "events.jsonl", "replan") == replans
 
 
 def test_ctrl_c_saves_where_it_stopped_and_says_how_to_go_on(

@@ -73,8 +73,8 @@ class Course:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Every depth that the run can have, in order."""
-        if self.config.trigger == "never" or self.config.dry_run:
+        """Every depth that the run, or a fork of a probe, can have, in order."""
+        if self.config.trigger == "never" or (self.config.dry_run and self.config.trigger != "lag"):
             return (self.depth,)
         depths = (self.depth, *depth_schedule(self.config, self.depth, final_depth=self.final_depth))
         return depths[: 1 + len(self.config.growth_fractions)] if self.config.trigger == "fixed" else depths
@@ -124,7 +124,7 @@ class Course:
         """
         at = at or self.start
         enough, cheapest = at.step, min(per_step[depth] for depth in self.depths if depth >= at.depth)
-        too_many = at.step + min(int(max(budget, 0) // cheapest), MOST_STEPS) + 1
+        too_many = at.step + min(int(max(budget, 0) // cheapest), MOST_STEPS) + 2
         while too_many - enough > 1:
             middle = (enough + too_many) // 2
             if self.cost(middle, per_step, at) <= budget:

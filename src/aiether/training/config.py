@@ -373,7 +373,7 @@ def _few(names: Sequence[str], shown: int = 5) -> str:
 
 def _over(base: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` over `base`; a length of the run replaces one of another kind, which would otherwise win."""
-    if given.keys() & {"num_epochs", *BUDGETS}:
+    if "num_epochs" in given or any(given.get(name) is not None for name in BUDGETS):
         base = {**base, **dict.fromkeys(BUDGETS)}
     return {**base, **given}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from .arms import new_model, replays_graphs, windows
 from .config import TrainConfig
 from .trainer import build_trainer
 
-_STEPS = 5
+_STEPS = 8
 _FOLDER = ".stopwatch-"
 
 
@@ -29,11 +30,13 @@ def seconds_per_step(
     """Seconds of an optimizer step by depth, with everything training; needs `run_dir` for a while.
 
     A model of the first depth, thrown away afterwards, is trained by the run's own Trainer on the run's own
-    first batches, grown to each next depth and trained on: some ten steps a depth, of which the second half
-    is timed. In this process these are warm afterwards: the allocator and the kernels' choices at every
-    depth; evaluation; growing; and with `compile` the graphs of the blocks (one set serves all depths), of
-    the head and of the optimizer, those of protocol `report`'s frozen phases among them. Gradual unfreezing
-    is walked through with an interval of one step. Not warm are the forks of a probe.
+    first batches, grown to each next depth and trained on: some sixteen steps a depth, of which the second
+    half is timed. A deeper model is taken to be no faster.
+
+    In this process these are warm afterwards, so that the run's clock does not count them: the allocator and
+    the choice of kernels at every depth, evaluation, growth, and with `compile` the graphs of the blocks (one
+    set serves all depths), of the head and of the optimizer, with and without frozen layers (protocol
+    `report`; gradual unfreezing is walked through a layer a step). Not warm are the forks of a probe.
 
     Raises
     ------
@@ -85,7 +88,7 @@ def seconds_per_step(
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return watch.seconds
+    return dict(zip(watch.seconds, itertools.accumulate(watch.seconds.values(), max), strict=True))
 
 
 class _Watch(RunObserver):
