@@ -31,6 +31,12 @@ def content(tmp_path: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture(autouse=True)
+def without_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report has tests of its own, and its figures take seconds."""
+    monkeypatch.setattr("aiether.study.runner.write_study_report", lambda folder: folder / "results.json")
+
+
 def run(content: dict[str, Any], folder: Path, workers: FakeWorkers) -> StudyResult:
     return run_study(spec_from(content), folder, Silent(), backend=lambda threads: workers)
 

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from aiether.training.config import TrainConfig
 
+from .warm import Warmth
+
 SUMMARY = "summary.json"
 _HEAVY = ("checkpoints", "final", "layers", "snapshots", "window")
 
@@ -27,10 +29,13 @@ class Outcome:
     reason: str | None = None
 
 
-def run_cell(folder: Path, settings: Mapping[str, Any], *, keep_models: bool) -> Outcome:
+def run_cell(
+    folder: Path, settings: Mapping[str, Any], *, keep_models: bool, warmth: Warmth | None = None
+) -> Outcome:
     """Train a run to its end in `folder`, going on with what is there; all that it says goes to its log.
 
     `settings` are a `TrainConfig`'s fields. Without `keep_models` the weights go once the records are whole.
+    `warmth` knows what this process has compiled before.
     """
     from aiether.training import run as job
 
@@ -41,6 +46,7 @@ def run_cell(folder: Path, settings: Mapping[str, Any], *, keep_models: bool) ->
     config = replace(TrainConfig(**with_tuples(settings)), output_dir=str(folder))
     with _log(folder):
         try:
+            (warmth or Warmth()).warm_up(config, folder.parent)
             result = job.resume(folder) if (folder / "config.yaml").is_file() else job.train(config)
         except KeyboardInterrupt:
             return Outcome("interrupted")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +12,9 @@ from transformers import PreTrainedModel
 
 from aiether.data import PackedData
 from aiether.evaluation import flops_per_token, measure_flops_per_token
-from aiether.training.arms import final_depth, model_settings, windows
+from aiether.training.arms import final_depth, model_settings, tokens_per_step, windows
 from aiether.training.config import TrainConfig
+from aiether.training.length import course_of
 from aiether.training.model import Architecture, undrawn_model
 
 from .arms import Cell, cell_config, cells, check_alike
@@ -38,6 +38,7 @@ class Arm:
 
     condition: str
     config: TrainConfig
+    vocab_size: int
     start: Shape
     end: Shape
 
@@ -102,7 +103,8 @@ def check_arms(
                 f"eval_windows is {spec.eval_windows}, the validation text holds {len(validation)}: lower "
                 "it, or raise validation_fraction"
             )
-        arms[name] = Arm(name, config, *shapes(config, data[name].vocab_size))
+        vocab_size = data[name].vocab_size
+        arms[name] = Arm(name, config, vocab_size, *shapes(config, vocab_size))
     for name, arm in arms.items():
         check_claims(name, spec.all_conditions()[name].claims, arm, arms)
     return arms
@@ -166,7 +168,10 @@ def check_claims(name: str, claims: Claims, arm: Arm, arms: Mapping[str, Arm]) -
 
 
 def planned_flops(spec: StudySpec, arms: Mapping[str, Arm], cell: Cell) -> float | None:
-    """Training FLOPs of a cell at most: as if it had its final depth from the start; None under seconds."""
+    """Training FLOPs of a cell as far as they are known beforehand; None under a budget of seconds.
+
+    A model that grows when its data say so counts as if it had its final depth from the start.
+    """
     arm = arms[cell.condition]
     amount = spec.budget * cell.length
     if spec.budget_unit == "seconds":
@@ -174,6 +179,12 @@ def planned_flops(spec: StudySpec, arms: Mapping[str, Arm], cell: Cell) -> float
     if spec.budget_unit == "flops":
         return amount
     config = arm.config
-    per_step = config.batch_size * config.gradient_accumulation_steps * config.context_length
-    tokens = amount if spec.budget_unit == "tokens" else amount * per_step
-    return math.ceil(tokens) * float(arm.end.flops_per_token)
+    per_step = tokens_per_step(config)
+    steps = max(1, int(amount // per_step if spec.budget_unit == "tokens" else amount))
+    course = course_of(config)
+    if not course.is_known:
+        return float(steps * per_step * arm.end.flops_per_token)
+    costs = {
+        depth: per_step * _shape(config, depth, arm.vocab_size).flops_per_token for depth in course.depths
+    }
+    return float(course.cost(steps, costs))

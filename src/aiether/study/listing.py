@@ -43,13 +43,20 @@ def listed() -> Iterator[Listed]:
 
 def _entry(spec: StudySpec) -> Listed:
     configs = check_spec(spec)
-    arms = {name: Arm(name, config, *shapes(config, config.vocab_size)) for name, config in configs.items()}
+    arms = {
+        name: Arm(name, config, config.vocab_size, *shapes(config, config.vocab_size))
+        for name, config in configs.items()
+    }
     wanted = (*tuning_cells(spec), *cells(spec, {}))
     flops = [planned_flops(spec, arms, cell) for cell in wanted]
     total = None if None in flops else sum(each for each in flops if each is not None)
     return Listed(
         spec.name, spec.preset, spec.question, len(wanted), total, _seconds(spec, arms, wanted, total)
     )
+
+
+def _arm(name: str, config: TrainConfig) -> Arm:
+    return Arm(name, config, config.vocab_size, *shapes(config, config.vocab_size))
 
 
 def _seconds(

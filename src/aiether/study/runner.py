@@ -21,7 +21,7 @@ from aiether.training.config import TrainConfig
 
 from .arms import Cell, cell_config, cells, tuning_cells
 from .cell import Outcome, is_finished
-from .check import Arm, check_arms, check_spec
+from .check import Arm, check_arms, check_spec, planned_flops
 from .pool import Backend, LocalWorkers, Order
 from .report import write_study_report
 from .results import choose_rates, collect, spec_hash
@@ -214,8 +214,9 @@ class _Runs:
         return self._study.folder / cell.folder
 
     def _cost(self, cell: Cell) -> float:
-        arm, length = self._study.arms[cell.condition], cell.length
-        return length * arm.end.flops_per_token
+        """FLOPs, or seconds where these are the budget: what the time left is reckoned by."""
+        flops = planned_flops(self._study.spec, self._study.arms, cell)
+        return self._study.spec.budget * cell.length if flops is None else flops
 
     def _submit(self, cell: Cell) -> None:
         settings = asdict(cell_config(self._study.spec, cell))

@@ -25,12 +25,13 @@ def main() -> None:
     threading.Thread(target=_read, args=(orders,), daemon=True).start()
 
     from aiether.study.cell import run_cell
+    from aiether.study.warm import Warmth
 
-    shape: tuple[Any, ...] | None = None
+    warmth = Warmth()
     while True:
         order = orders.get()
-        shape = _forget_other_shapes(order["settings"], shape)
-        outcome = run_cell(Path(order["folder"]), order["settings"], keep_models=order["keep_models"])
+        folder, keep_models = Path(order["folder"]), order["keep_models"]
+        outcome = run_cell(folder, order["settings"], keep_models=keep_models, warmth=warmth)
         print(json.dumps({"status": outcome.status, "reason": outcome.reason}), file=answers, flush=True)
 
 
@@ -38,17 +39,6 @@ def _read(orders: queue.Queue[dict[str, Any]]) -> None:
     for line in sys.stdin:
         orders.put(json.loads(line))
     os._exit(0)
-
-
-def _forget_other_shapes(settings: dict[str, Any], before: tuple[Any, ...] | None) -> tuple[Any, ...]:
-    """Compiled blocks of another shape would count towards the limit after which torch compiles no more."""
-    names = ("arch", "n_embd", "n_head", "context_length", "batch_size", "dropout", "bf16")
-    shape = tuple(settings[name] for name in names)
-    if settings["compile"] and before not in (None, shape):
-        import torch
-
-        torch._dynamo.reset()
-    return shape
 
 
 if __name__ == "__main__":
