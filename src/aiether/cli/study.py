@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -240,12 +241,16 @@ def list_command(arguments: Sequence[str]) -> int:
     from aiether.study.listing import listed
     from aiether.training._format import duration, scientific
 
-    table = Table("study", "preset", "runs", "FLOPs", "on this machine", "question")
-    for each in listed():
-        cost = "needs a GPU" if each.seconds is None else f"about {duration(each.seconds)}"
-        flops = "" if each.flops is None else scientific(each.flops)
-        table.add_row(each.name, each.preset or "", str(each.runs), flops, cost, each.question)
-    Console().print(table)
+    for name, entries in itertools.groupby(listed(), key=lambda each: each.name):
+        table = Table("preset", "runs", "training FLOPs", "on this machine", title_justify="left")
+        questions = []
+        for each in entries:
+            questions += [each.question] if each.question not in questions else []
+            cost = "needs a GPU" if each.seconds is None else f"about {duration(each.seconds)}"
+            flops = "by the clock" if each.flops is None else scientific(each.flops)
+            table.add_row(each.preset or "", str(each.runs), flops, cost)
+        print(f"{name}: {' '.join(questions)}")
+        Console().print(table)
     return 0
 
 

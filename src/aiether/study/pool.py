@@ -72,6 +72,11 @@ class LocalWorkers:
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._orders: dict[int, Order] = {}
 
+    @property
+    def processes(self) -> tuple[subprocess.Popen[str], ...]:
+        """The workers that were started and have not been seen to end."""
+        return tuple(self._processes.values())
+
     def submit(self, order: Order) -> None:
         slot = next(slot for slot in range(self.slots) if slot not in self._orders)
         process = self._processes.get(slot)

@@ -1,4 +1,4 @@
-"""What a run's clock is not to count: the compiling of its blocks, at its first step and after each growth."""
+"""What a run's clock is not to count: the compiling of its blocks, at its start and after each growth."""
 
 from __future__ import annotations
 
