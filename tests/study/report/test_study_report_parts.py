@@ -12,12 +12,13 @@ import pytest
 from tests.study.report.fake_study import MANY, USUAL, write_fake_study
 
 from aiether.study.report._curves import band_of
-from aiether.study.report._pareto import front_of, points_of
+from aiether.study.report._pareto import front_of, pareto_picture, points_of
 from aiether.study.report._results import Study, read_results
+from aiether.study.report._rows import savings as pictures_of_savings
 from aiether.study.report._styles import styles_of
 from aiether.study.report._tables import speed_up, spent_and_baseline
 from aiether.study.report._words import findings, p_value, share
-from aiether.training.report.theme import ARM_DASHES, DARK, LIGHT
+from aiether.training.report.theme import ARM_DASHES, DARK, LIGHT, house_style
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +115,15 @@ def test_each_condition_has_a_look_of_its_own_and_the_baseline_the_first(tmp_pat
     styles = styles_of(study)
     assert styles["static"].role == "arm0"
     assert len(set(styles.values())) == len(styles) == 10
+
+
+def test_of_several_baselines_each_has_its_curve_and_rows_name_theirs(study: Study) -> None:
+    both = replace(study, baselines=("random-time", "static"))
+    assert both.conditions == ("random-time", "static", "growth")
+    with house_style():
+        one, two = (pictures_of_savings(each)[0].description for each in (study, both))
+        pareto = pareto_picture(both, "flops")
+    assert "growth 1." in one
+    assert "growth − static 1." in two
+    assert pareto is not None
+    assert "The line is static through its lengths" in pareto.caption, "random-time has but one length"

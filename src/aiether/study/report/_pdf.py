@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from aiether.training.report.axes import legend_lines
 from aiether.training.report.theme import LEGEND_LINE, LegendEntry, Picture, legend_columns
 
-
 _FONT_SIZE = 9.5
 
 
