@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from tests.training.browser import Browser, Tab, find_chromium
-from tests.training.test_report_render import CUT_TABLES, FIGURES, TEXTS, words
+from tests.training.page_checks import check_figures, check_paper, check_reading
 
 from aiether.geometry import GeometryMetrics, metrics_from_gram
 from aiether.integrations.offline import Inspection, LayerGeometry, TensorGeometry
@@ -59,25 +58,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
 def test_everything_fits_and_can_be_read(browser: Browser, page: Path, width: int, dark: bool) -> None:
     tab = Tab(browser, page, width=width, dark=dark)
-    sizes: dict[str, int] = tab.ask(
-        "({scroll: document.documentElement.scrollWidth, client: document.documentElement.clientWidth})"
-    )
-    assert sizes["scroll"] <= sizes["client"], "the page scrolls sideways"
-    texts: list[dict[str, Any]] = tab.ask(TEXTS)
-    assert len(texts) > 300
-    assert words([text for text in texts if text["contrast"] < 4.5]) == []
-    assert words([text for text in texts if text["left"] < 0 or text["right"] > sizes["client"]]) == []
-    assert words([text for text in texts if text["px"] < 9]) == []
-    assert tab.ask(CUT_TABLES) == []
-    figures: list[dict[str, Any]] = tab.ask(FIGURES)
-    assert len(figures) == 4
-    assert all(figure["width"] > 300 and figure["lines"] >= 2 for figure in figures)
-    assert tab.complaints() == []
+    assert check_reading(tab) > 300
+    assert check_figures(tab) == 4
 
 
 def test_paper_shows_all_figures_and_rows(browser: Browser, page: Path) -> None:
     tab = Tab(browser, page, width=1280, dark=True)
-    tab.media(dark=True, kind="print")
-    texts: list[dict[str, Any]] = tab.ask(TEXTS)
-    assert words([text for text in texts if text["contrast"] < 4.5]) == []
-    assert {"layer 0", "layer 39", "frozen"} <= {text["text"] for text in texts}
+    assert {"layer 0", "layer 39", "frozen"} <= check_paper(tab)

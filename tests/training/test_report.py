@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from tests.training.fake_runs import STATIC, FakeRun, write_fake_run, write_lines
+from tests.training.html_page import Page, check_self_contained, contrast, figures_on
 
 from aiether.training.report import save_hero_figure, write_report
 from aiether.training.report._facts import gaps, headline, samples
@@ -24,52 +24,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- the page as a browser reads it -------------------------------------------------------------------
-
-VOID = {"meta", "br", "hr", "img", "input", "link", "line", "use"}
-
-
-class Page(HTMLParser):
-    """Checks nesting while it collects what the tests ask about."""
-
-    def __init__(self, source: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.references: list[str] = []
-        self.tags: list[str] = []
-        self.text: list[str] = []
-        self.feed(source)
-        self.close()
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value or "")
-            if name in ("href", "src", "xlink:href", "srcset", "action", "data"):
-                self.references.append(value or "")
-            assert not name.startswith("on"), f"<{tag}> runs a script on {name}"
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not self.open or self.open[-1] != "style":
-            self.text.append(data)
-
-    @property
-    def words(self) -> str:
-        return re.sub(r"\s+", " ", "".join(self.text))
+# --- the page ------------------------------------------------------------------------------------------
 
 
 def page_of(run_dir: Path) -> tuple[str, Page]:
@@ -80,10 +35,6 @@ def page_of(run_dir: Path) -> tuple[str, Page]:
 @pytest.fixture(scope="module")
 def whole_page(whole_run: Path) -> tuple[str, Page]:
     return page_of(whole_run)
-
-
-def figures_on(page: Page) -> set[str]:
-    return {name.removeprefix("figure-") for name in page.ids if name.startswith("figure-")}
 
 
 ALL_CURVES = {
@@ -109,16 +60,7 @@ def test_a_whole_run_is_told_with_every_figure(whole_page: tuple[str, Page]) -> 
 
 
 def test_the_page_is_self_contained_and_its_ids_are_its_own(whole_page: tuple[str, Page]) -> None:
-    source, page = whole_page
-    assert "http:" not in source
-    assert "https:" not in source
-    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
-    assert not re.search(r"@import|url\((?!#)", source)
-    assert len(page.ids) == len(set(page.ids))
-    targets = [reference.removeprefix("#") for reference in page.references]
-    targets += re.findall(r"url\(#([^)]+)\)", source)
-    assert targets
-    assert set(targets) <= set(page.ids)
+    check_self_contained(*whole_page)
 
 
 def test_colours_follow_the_theme(whole_page: tuple[str, Page]) -> None:
@@ -143,17 +85,6 @@ def test_every_line_and_word_stands_out_from_the_paper(palette: dict[str, str]) 
     for role in palette.keys() - decoration:
         needed = 4.5 if role in ("ink", "muted", "growth") else 3.0
         assert contrast(palette[role], palette["paper"]) >= needed, role
-
-
-def contrast(one: str, other: str) -> float:
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
-    return (light + 0.05) / (dark + 0.05)
-
-
-def luminance(colour: str) -> float:
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_each_figure_has_a_title_and_a_description(whole_page: tuple[str, Page]) -> None:

@@ -268,11 +268,9 @@ def _at_cost(arms: Sequence[Row], name: str, against: str | None, cost: str, key
     mean = fmean(known) if known else None
     words = "no figure: the loss lies outside the baseline's lengths"
     if mean is not None:
-        words = (
-            f"{abs(mean):.0%} less {cost}"
-            if key == "savings"
-            else f"lower by {abs(mean):.3f} at equal {cost}"
-        )
+        less, lower = "less" if mean > 0 else "more", "lower" if mean < 0 else "higher"
+        saved = f"{abs(mean):.0%} {less} {cost} for the same loss"
+        words = saved if key == "savings" else f"{lower} by {abs(mean):.3f} at equal {cost}"
     return {"arm": name, "against": against, "cost": cost, "n": len(known), "seeds": seeds, key: values,
             "mean": mean, "ci95": _interval(known), "verdict": words, "beyond": 1}  # fmt: skip
 

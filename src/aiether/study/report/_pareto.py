@@ -68,12 +68,12 @@ def pareto_picture(study: Study, cost: str) -> Picture | None:
     axes.set_xscale("log")
     _draw_front(axes, front, unit)
     tips = _draw_points(axes, study, points, front, unit, cost)
-    curve = _draw_baseline(axes, study, points, unit)
+    curves = [name for name in study.baselines if _draw_baseline(axes, study, points, name, unit)]
     _style(axes, study, f"{label}, {name}" if name else label, [point.cost / unit for point in points])
     return Picture(
         key=key,
         title=title,
-        caption=_caption(study, curve),
+        caption=_caption(curves),
         description=f"{title}. On the front, from the cheapest: "
         + "; ".join(words.arm_name(point.arm, study) for point in front)
         + ".",
@@ -83,13 +83,15 @@ def pareto_picture(study: Study, cost: str) -> Picture | None:
     )
 
 
-def _caption(study: Study, curve: bool) -> str:
+def _caption(curves: Sequence[str]) -> str:
     text = (
         "Every arm at every length, means over seeds, bars from the least to the greatest; further down and "
     )
     text += "left is better. Ringed and joined by steps: the front, which nothing else beats in both."
-    if curve:
-        text += f" The line is {study.baseline} through its lengths, the curve that savings are read off."
+    if len(curves) == 1:
+        text += f" The line is {curves[0]} through its lengths, the curve that savings are read off."
+    elif curves:
+        text += f" The lines are {words.joined(curves)} through their lengths, off which savings are read."
     return text
 
 
@@ -124,14 +126,14 @@ def _draw_points(
     return tips
 
 
-def _draw_baseline(axes: Axes, study: Study, points: Sequence[Point], unit: float) -> bool:
-    """The baseline through its lengths, if there are several."""
-    own = sorted((p for p in points if p.arm.condition == study.baseline), key=lambda point: point.cost)
+def _draw_baseline(axes: Axes, study: Study, points: Sequence[Point], name: str, unit: float) -> bool:
+    """A baseline through its lengths, if there are several."""
+    own = sorted((p for p in points if p.arm.condition == name), key=lambda point: point.cost)
     if len(own) < 2:
         return False
-    style = styles_of(study)[own[0].arm.condition]
+    style = styles_of(study)[name]
     x, y = [point.cost / unit for point in own], [point.loss for point in own]
-    axes.plot(x, y, color=style.colour, linewidth=1.5, zorder=2.1)
+    axes.plot(x, y, color=style.colour, linestyle=style.dashes, linewidth=1.5, zorder=2.1)  # pyright: ignore[reportArgumentType]
     return True
 
 

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from aiether.training.report.axes import legend_lines
 from aiether.training.report.theme import LEGEND_LINE, LegendEntry, Picture, legend_columns
 
+_FONT_SIZE = 9.5
+
 
 def to_pdf(picture: Picture) -> bytes:
     """The picture, drawn before as SVG, as PDF without a date: equal pictures give equal bytes.
@@ -39,7 +41,7 @@ def _add_legend(figure: Figure, entries: Sequence[LegendEntry]) -> None:
     lines = legend_lines(entries)
     legend = figure.legend(
         lines, [""] * len(lines), loc="lower left", bbox_to_anchor=(0.0, 0.0), ncols=columns, frameon=False,
-        handlelength=2.6, fontsize=9.5,
+        handlelength=2.6, fontsize=_FONT_SIZE, labelspacing=LEGEND_LINE / _FONT_SIZE - 1.0, borderpad=0.3,
     )  # fmt: skip
     for text, entry in zip(legend.get_texts(), entries, strict=True):
         text.set_text(entry.label)  # matplotlib itself leaves out labels with an underscore in front

@@ -149,7 +149,7 @@ class Study:
     name: str
     question: str
     preset: str
-    baseline: str | None
+    baselines: tuple[str, ...]  # the conditions that others are held against, the first by default
     metric: str
     budget: Mapping[str, Any]
     seeds: tuple[int, ...]
@@ -172,10 +172,10 @@ class Study:
 
     @cached_property
     def conditions(self) -> tuple[str, ...]:
-        """The names of the conditions, the baseline first."""
+        """The names of the conditions, baselines first."""
         names = dict.fromkeys(arm.condition for arm in self.arms)
-        first = [self.baseline] if self.baseline in names else []
-        return tuple(dict.fromkeys([*first, *names]))  # pyright: ignore[reportReturnType]
+        first = [name for name in self.baselines if name in names]
+        return tuple(dict.fromkeys([*first, *names]))
 
     @cached_property
     def full(self) -> tuple[Arm, ...]:
@@ -223,7 +223,7 @@ def parse_results(results: Any) -> Study:
         name=study.text("name"),
         question=study.text("question", ""),
         preset=study.text("preset", ""),
-        baseline=study.text("baseline", "") or None,
+        baselines=_baselines(study),
         metric=study.text("metric", "eval_loss"),
         budget=study.mapping("budget"),
         seeds=study.whole_numbers("seeds"),
@@ -244,6 +244,11 @@ def parse_results(results: Any) -> Study:
         savings=tuple(_at_cost(each, "savings") for each in root.nodes("savings")),
         failures=tuple(_failure(each) for each in root.nodes("failures")),
     )
+
+
+def _baselines(study: Node) -> tuple[str, ...]:
+    first = study.text("baseline", "")
+    return tuple(dict.fromkeys([*([first] if first else []), *study.texts("baselines")]))
 
 
 def _arm(node: Node) -> Arm:
@@ -392,6 +397,12 @@ class Node:
     def nodes(self, key: str, *, required: bool = False) -> list[Node]:
         values = self._get(key, list, "list", ... if required else [])
         return [Node(value, f"{self._name(key)}[{index}]") for index, value in enumerate(values)]
+
+    def texts(self, key: str) -> list[str]:
+        values = self._get(key, list, "list", [])
+        if not all(isinstance(value, str) for value in values):
+            raise ValueError(f"{self._name(key)} holds something that is no text")
+        return values
 
     def numbers(self, key: str) -> tuple[float, ...]:
         values: Sequence[Any] = self._get(key, list, "list", [])

@@ -198,9 +198,13 @@ def effects(study: Study) -> Picture | None:
 def _contrast_row(study: Study, each: Contrast) -> Row:
     style = styles_of(study).get(each.arm) or Style("grown", "line", "disc")
     values = tuple(zip(each.seeds or range(len(each.differences)), each.differences, strict=False))
+    return Row(_pair(each), values, each.mean, each.ci95, style, words.signed(each.mean))
+
+
+def _pair(each: Contrast | AtCost) -> str:
+    """Both names, the first shortened where there is no room for both."""
     room = NAME_LENGTH - len(each.against) - 3 if each.against else NAME_LENGTH
-    name = words.pair_name(replace(each, arm=short(each.arm, room))) if room > 8 else words.pair_name(each)
-    return Row(name, values, each.mean, each.ci95, style, words.signed(each.mean))
+    return words.pair_name(replace(each, arm=short(each.arm, room)) if room > 8 else each)
 
 
 SAVINGS = {
@@ -237,4 +241,5 @@ def _saving_row(study: Study, each: AtCost) -> Row:
     values = tuple((seed, 100 * value) for seed, value in zip(each.seeds, each.values, strict=False))
     ci95 = (100 * each.ci95[0], 100 * each.ci95[1])
     style = styles_of(study).get(each.arm) or Style("grown", "line", "disc")
-    return Row(each.arm, values, 100 * each.mean, ci95, style, words.times(speed_up(each)))
+    name = each.arm if len(study.baselines) < 2 else _pair(each)
+    return Row(name, values, 100 * each.mean, ci95, style, words.times(speed_up(each)))

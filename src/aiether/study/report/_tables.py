@@ -223,7 +223,17 @@ def equal_cost(study: Study) -> Table:
 
 def savings(study: Study) -> Table:
     rows = [_saving_row(study, each) for each in study.savings]
-    columns = ("arm", "cost", "spent", "baseline's", "saved", "95 % interval", "speed-up", "seeds", "beyond")
+    columns = (
+        "comparison",
+        "cost",
+        "spent",
+        "baseline's",
+        "saved",
+        "95 % interval",
+        "speed-up",
+        "seeds",
+        "beyond",
+    )
     return Table(
         f"Cost of the same {words.short_metric(study)}",
         Grid(columns, tuple(rows)),
@@ -237,7 +247,7 @@ def _saving_row(study: Study, saving: AtCost) -> tuple[str, ...]:
     show = words.COSTS.get(saving.cost, (saving.cost, fmt.count))[1]
     pairs = spent_and_baseline(study, saving)
     return (
-        saving.arm,
+        words.pair_name(saving),
         _cost_name(saving.cost),
         show(words.mean(own for own, _ in pairs)),
         show(words.mean(theirs for _, theirs in pairs)),
@@ -359,7 +369,7 @@ def measured(study: Study) -> tuple[tuple[str, str], ...]:
         ("budget of every arm", budget),
         ("seeds", ", ".join(map(str, study.seeds)) or fmt.NONE),
         ("lengths, in budgets", ", ".join(map(words.length, study.lengths)) or fmt.NONE),
-        ("baseline", study.baseline or "none"),
+        ("baselines" if len(study.baselines) > 1 else "baseline", words.joined(study.baselines or ["none"])),
         ("metric", words.metric_words(study)),
         ("evaluation windows, the same for all", fmt.count(study.eval_windows)),
         ("level of the tests", f"{study.alpha:g}" if math.isfinite(study.alpha) else fmt.NONE),
@@ -378,13 +388,14 @@ def _declared(pairs: Iterable[tuple[str, str]]) -> str:
 def key_figures(study: Study) -> tuple[tuple[str, str, str], ...]:
     """The few numbers on top: label, value, note."""
     done = [cell for arm in study.arms for cell in arm.finished]
+    against = words.joined(study.baselines) if study.baselines else ""
     total = sum(_planned_seeds(study, arm) for arm in study.arms)
     known = [arm for arm in study.full if math.isfinite(arm.summary.mean)]
     best = min(known, key=lambda arm: arm.summary.mean, default=None)
     seconds = math.fsum(c.costs["seconds"] for c in done if math.isfinite(c.costs["seconds"]))
     processors = dict.fromkeys(cell.processor for cell in done if cell.processor)
     return (
-        ("Conditions", str(len(study.conditions)), f"baseline {study.baseline}" if study.baseline else ""),
+        ("Conditions", str(len(study.conditions)), f"against {against}" if against else ""),
         ("Seeds", str(len(study.seeds)), "the same for every arm"),
         ("Runs", f"{len(done)} of {total}", "finished"),
         (f"Least {words.short_metric(study)}", fmt.loss(best.summary.mean if best else None),
