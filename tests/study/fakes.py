@@ -63,7 +63,7 @@ class FakeWorkers:
         length, seed = float(leaf.split("-")[0]), int(leaf.rpartition("seed")[2])
         steps = order.settings["max_steps"]
         flops = steps * (1000 if condition == "static" else 600)
-        loss = self.loss(condition, length, seed) if "lr" not in leaf else self._tuned(leaf)
+        loss = self.loss(condition, length, seed) if "-lr" not in leaf else self._tuned(leaf)
         write_records(order.folder, loss=loss, settings=dict(order.settings), flops=flops)
         return [(order, Outcome("finished"))]
 

@@ -41,7 +41,8 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def carry_out(content: dict[str, Any], folder: Path, place: Backend) -> dict[str, Any]:
-    result = run_study(spec_from(content), folder, Silent(), backend=lambda threads: place)
+    told = "aiether study run small.yaml"
+    result = run_study(spec_from(content), folder, Silent(), backend=lambda threads: place, command=told)
     assert result.exit_status == 0, result.failures
     return json.loads((folder / "results.json").read_text())
 

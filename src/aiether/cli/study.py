@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
+import yaml
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
     from aiether.study.pool import Backend
+    from aiether.study.spec import StudySpec
     from aiether.study.state import StudyState
 
 from ._parse import parse
@@ -42,6 +45,12 @@ class RunFlags:
         str | None,
         tyro.conf.arg(help="One of the study's presets. None: gpu where there is a GPU, else cpu."),
     ] = None
+    set: Annotated[
+        tuple[str, ...],
+        tyro.conf.arg(
+            metavar="NAME=VALUE...", help="Settings of the base, as in --set dataset_path=a.txt lr=0.01."
+        ),
+    ] = ()
     output_dir: Annotated[
         str | None, tyro.conf.arg(help="The study's folder. None: runs/studies/NAME-PRESET.")
     ] = None
@@ -109,7 +118,7 @@ def run_study_command(arguments: Sequence[str]) -> int:
     from ._study_display import StudyDisplay
 
     default = "gpu" if torch.cuda.is_available() else "cpu"
-    spec = find_spec(flags.study, flags.preset, default_preset=default)
+    spec = with_settings(find_spec(flags.study, flags.preset, default_preset=default), flags.set)
     given = Path(flags.study).expanduser()
     if flags.output_dir is not None:
         folder = Path(flags.output_dir).expanduser()
@@ -118,7 +127,9 @@ def run_study_command(arguments: Sequence[str]) -> int:
     else:
         folder = Path("runs/studies") / "-".join(filter(None, (spec.name, spec.preset)))
     display = StudyDisplay()
-    command = f"{PROGRAM} run {flags.study}" + (f" --preset {spec.preset}" if spec.preset else "")
+    command = f"{PROGRAM} run {shlex.quote(flags.study)}"
+    command += f" --preset {spec.preset}" if spec.preset else ""
+    command += f" --set {shlex.join(flags.set)}" if flags.set else ""
     try:
         result = run_study(
             spec, folder, display, workers=flags.workers, backend=_backend(flags, folder), command=command
@@ -134,6 +145,26 @@ def run_study_command(arguments: Sequence[str]) -> int:
         print(verdict)
     print(f"report: {result.report}")
     return result.exit_status
+
+
+def with_settings(spec: StudySpec, given: Sequence[str]) -> StudySpec:
+    """A study with other settings in its base, each as NAME=VALUE.
+
+    Raises
+    ------
+    ValueError
+        For a word without "=" or a value that is no YAML. What a setting may be is checked with the study.
+    """
+    settings = {}
+    for word in given:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"--set {word}: NAME=VALUE is meant, as in lr=0.01")
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {word}: {value!r} is no value") from None
+    return replace(spec, base={**spec.base, **settings}) if settings else spec
 
 
 def _backend(flags: RunFlags, folder: Path) -> Callable[[int], Backend] | None:
