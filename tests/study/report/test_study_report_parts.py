@@ -124,6 +124,6 @@ def test_of_several_baselines_each_has_its_curve_and_rows_name_theirs(study: Stu
         one, two = (pictures_of_savings(each)[0].description for each in (study, both))
         pareto = pareto_picture(both, "flops")
     assert "growth 1." in one
-    assert "growth − static 1." in two
+    assert "growth against static 1." in two
     assert pareto is not None
     assert "The line is static through its lengths" in pareto.caption, "random-time has but one length"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
@@ -201,10 +201,12 @@ def _contrast_row(study: Study, each: Contrast) -> Row:
     return Row(_pair(each), values, each.mean, each.ci95, style, words.signed(each.mean))
 
 
-def _pair(each: Contrast | AtCost) -> str:
+def _pair(each: Contrast | AtCost, join: str = " − ") -> str:
     """Both names, the first shortened where there is no room for both."""
-    room = NAME_LENGTH - len(each.against) - 3 if each.against else NAME_LENGTH
-    return words.pair_name(replace(each, arm=short(each.arm, room)) if room > 8 else each)
+    if not each.against:
+        return each.arm
+    room = NAME_LENGTH - len(each.against) - len(join)
+    return f"{short(each.arm, max(room, 8))}{join}{each.against}"
 
 
 SAVINGS = {
@@ -241,5 +243,5 @@ def _saving_row(study: Study, each: AtCost) -> Row:
     values = tuple((seed, 100 * value) for seed, value in zip(each.seeds, each.values, strict=False))
     ci95 = (100 * each.ci95[0], 100 * each.ci95[1])
     style = styles_of(study).get(each.arm) or Style("grown", "line", "disc")
-    name = each.arm if len(study.baselines) < 2 else _pair(each)
+    name = each.arm if len(study.baselines) < 2 else _pair(each, " against ")
     return Row(name, values, 100 * each.mean, ci95, style, words.times(speed_up(each)))

@@ -247,7 +247,7 @@ def _saving_row(study: Study, saving: AtCost) -> tuple[str, ...]:
     show = words.COSTS.get(saving.cost, (saving.cost, fmt.count))[1]
     pairs = spent_and_baseline(study, saving)
     return (
-        words.pair_name(saving),
+        f"{saving.arm} against {saving.against}",
         _cost_name(saving.cost),
         show(words.mean(own for own, _ in pairs)),
         show(words.mean(theirs for _, theirs in pairs)),
