@@ -42,11 +42,11 @@ def run(
     return fit(trainer, config, resume=resume, observers=[watch or Watch()], budget=budget)
 
 
-@pytest.mark.parametrize("steps", [16, 30])
-def test_from_then_on_it_is_the_run_of_that_length(tmp_path: Path, steps: int) -> None:
+def test_from_then_on_it_is_the_run_of_that_length(tmp_path: Path) -> None:
+    steps = 28
     expected, watched = Watch(), Watch()
     whole = run(tmp_path / "whole", ONCE, None, expected, max_steps=steps)
-    anew = run(tmp_path / "anew", ONCE, At(8, steps), watched, max_steps=24)
+    anew = run(tmp_path / "anew", ONCE, At(8, steps), watched, max_steps=20)
     (replan,) = [event for event in watched.events if event["event"] == "replan"]
     assert replan == {"event": "replan", "step": 8, "total_steps": steps, "reason": "asked for", "stage": 1}
     grown = [[e["step"] for e in w.events if e["event"] == "growth"] for w in (expected, watched)]
@@ -60,7 +60,7 @@ def test_resumed_it_has_the_steps_that_it_had(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_steps": 24, "lr_scheduler_type": "cosine", "save_steps": 3}
     expected, watched = Watch(), Watch()
     whole = run(tmp_path / "whole", ONCE, At(8, 20, 18), expected, **settings)
-    for crash_at in (7, 11, 15):  # before the correction, after it, after the growth
+    for crash_at in (7, 15):  # before the correction, and after it and the growth
         with pytest.raises(RuntimeError, match="crash"):
             run(tmp_path / "cut", ONCE, At(8, 20, 18), Watch(crash_at), resume=True, **settings)
     again = run(tmp_path / "cut", ONCE, At(8, 20, 18), watched, resume=True, **settings)

@@ -89,12 +89,12 @@ def test_arms_of_different_depths_spend_the_same_flops(train: Train) -> None:
 
 
 def test_growth_that_the_data_decide_is_paid_for_with_later_steps(train: Train) -> None:
-    flops = 40 * ONE
+    flops = 30 * ONE
     result = train(max_flops=flops, baseline="static", **GEOMETRIC)
     growths, replans = (rows(result, "events.jsonl", kind) for kind in ("growth", "replan"))
     assert [event["depth_after"] for event in growths] == [2, 4]
     assert [event["step"] for event in replans] == [event["step"] for event in growths]
-    assert 40 > replans[0]["total_steps"] > replans[1]["total_steps"] == result.grown.steps == planned(result)
+    assert 30 > replans[0]["total_steps"] > replans[1]["total_steps"] == result.grown.steps == planned(result)
     assert 0 <= flops - result.grown.flops < FOUR
     assert result.baselines[0].steps == round(result.grown.flops / FOUR)
     rates = [row["learning_rate"] for row in rows(result, "metrics.jsonl", "train")]
@@ -120,13 +120,13 @@ def test_seconds_are_those_of_training(train: Train, monkeypatch: pytest.MonkeyP
     evaluate, pauses = PretrainingTrainer.evaluate, list[float]()
 
     def slowly(self: PretrainingTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
-        time.sleep(0.25)
-        pauses.append(0.25)
+        time.sleep(0.2)
+        pauses.append(0.2)
         return evaluate(self, *args, **kwargs)
 
     monkeypatch.setattr(PretrainingTrainer, "evaluate", slowly)
-    result = train(max_seconds=3.0, eval_interval_steps=16)
-    assert sum(pauses) > 1.0
+    result = train(max_seconds=3.0, eval_interval_steps=40)
+    assert sum(pauses) >= 1.0
     assert 0.75 * 3.0 < result.grown.elapsed_s < 1.25 * 3.0
     (growth,) = rows(result, "events.jsonl", "growth")
     assert result.grown.depth == 2
@@ -149,8 +149,7 @@ def test_no_step_begins_in_overtime(train: Train, monkeypatch: pytest.MonkeyPatc
 
 
 def test_tokens_are_whole_steps(train: Train) -> None:
-    assert train(max_tokens=3 * 64 + 63).grown.tokens == 3 * 64
-    assert train(max_tokens=1).grown.steps == 1
+    assert train(max_tokens=3 * 64 + 63, trigger="never", max_layers=1).grown.tokens == 3 * 64
 
 
 def test_flops_that_are_too_few_or_too_many_are_refused_before_anything_is_written(

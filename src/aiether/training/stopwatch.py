@@ -36,8 +36,8 @@ def seconds_per_step(
     In this process these are warm afterwards, so that the run's clock does not count them: the allocator and
     the choice of kernels at every depth, evaluation, growth, and with `compile` the graphs of the blocks (one
     set serves all depths), of the head and of the optimizer, with and without frozen layers (protocol
-    `report`; gradual unfreezing is walked through a layer a step). Not warm are the forks of a probe, and CUDA
-    graphs, which every model records for itself.
+    `report`; gradual unfreezing is walked through a layer a step). Not warm are the forks of a probe, and
+    CUDA graphs, which every model records for itself.
 
     Raises
     ------
