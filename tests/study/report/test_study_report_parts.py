@@ -10,14 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.study.report.fake_study import MANY, USUAL, write_fake_study
+from tests.training.fake_runs import write_lines
 
-from aiether.study.report._curves import band_of
+from aiether.study.report._curves import band_of, read_records
+from aiether.study.report._figures import LOSS_FIGURES, lines_of, loss_picture
 from aiether.study.report._pareto import front_of, pareto_picture, points_of
 from aiether.study.report._results import Study, read_results
 from aiether.study.report._rows import savings as pictures_of_savings
 from aiether.study.report._styles import styles_of
 from aiether.study.report._tables import speed_up, spent_and_baseline
 from aiether.study.report._words import findings, p_value, share
+from aiether.training.report.run_records import read_json_lines
 from aiether.training.report.theme import ARM_DASHES, DARK, LIGHT, house_style
 
 
@@ -26,17 +29,25 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     return read_results(write_fake_study(tmp_path_factory.mktemp("study"), USUAL))
 
 
-def test_a_band_is_mean_least_and_greatest_where_all_seeds_were_measured() -> None:
-    curves = [(np.array([0.0, 10.0]), np.array([4.0, 2.0])), (np.array([2.0, 8.0]), np.array([3.0, 3.0]))]
-    band = band_of(curves, points=4)
+def test_a_band_is_mean_least_and_greatest_of_the_seeds() -> None:
+    x = np.array([0.0, 5.0, 10.0])
+    band = band_of([(x, np.array([4.0, 3.0, 2.0])), (x, np.array([3.0, 3.0, 3.0]))], points=5)
     assert band is not None
-    assert band.x.tolist() == [2.0, 4.0, 6.0, 8.0]
-    assert band.mean == pytest.approx([3.3, 3.1, 2.9, 2.7])
-    assert band.low == pytest.approx([3.0, 3.0, 2.8, 2.4])
-    assert band.high == pytest.approx([3.6, 3.2, 3.0, 3.0])
-    apart = [(np.array([0.0, 1.0]), np.ones(2)), (np.array([2.0, 3.0]), np.ones(2))]
-    assert band_of(apart) is None
-    assert band_of([(np.array([np.nan]), np.array([1.0]))]) is None
+    assert band.x.tolist() == [0.0, 2.5, 5.0, 7.5, 10.0]
+    assert band.mean == pytest.approx([3.5, 3.25, 3.0, 2.75, 2.5])
+    assert band.low == pytest.approx([3.0, 3.0, 3.0, 2.5, 2.0])
+    assert band.high == pytest.approx([4.0, 3.5, 3.0, 3.0, 3.0])
+    assert not band.stretched
+    assert band_of([(np.array([1.0, np.nan]), np.array([1.0, 1.0]))]) is None
+
+
+def test_a_seed_that_took_ten_times_as_long_still_counts_whole() -> None:
+    quick, slow = np.array([1.0, 2.0]), np.array([10.0, 20.0])
+    band = band_of([(quick, np.array([4.0, 2.0])), (slow, np.array([4.0, 3.0]))], points=3)
+    assert band is not None
+    assert band.x.tolist() == [5.5, 8.25, 11.0]
+    assert band.mean.tolist() == [4.0, 3.25, 2.5]
+    assert band.stretched
 
 
 def test_the_front_is_what_nothing_beats(study: Study) -> None:
@@ -127,3 +138,25 @@ def test_of_several_baselines_each_has_its_curve_and_rows_name_theirs(study: Stu
     assert "growth against static 1." in two
     assert pareto is not None
     assert "The line is static through its lengths" in pareto.caption, "random-time has but one length"
+
+
+def test_a_verdict_that_names_no_cost_is_given_its_name(study: Study) -> None:
+    unknown = [replace(each, verdict="no saving known") for each in study.savings[:3]]
+    (verdict,) = findings(replace(study, savings=tuple(unknown)))[-1].verdicts
+    assert verdict.sentences == (
+        "tokens: no saving known",
+        "FLOPs: no saving known",
+        "training time: no saving known",
+    )
+
+
+def test_an_arm_without_a_curve_is_named_below_the_figure(tmp_path: Path) -> None:
+    study = read_results(write_fake_study(tmp_path, replace(USUAL, seeds=(0, 1), steps=40)))
+    for path in tmp_path.glob("cells/1-*/metrics.jsonl"):
+        write_lines(path, [row for row in read_json_lines(path) if row["kind"] == "eval"][-1:])
+    records, _ = read_records(study, tmp_path)
+    with house_style():
+        picture = loss_picture(study, lines_of(study, records), LOSS_FIGURES[0])
+    assert picture is not None
+    assert picture.caption.endswith("Without a curve, for want of two evaluations: growth.")
+    assert [entry.label for entry in picture.legend] == ["static", "random-time", "layers added"]

@@ -66,29 +66,33 @@ def _columns(table: Table, names: Sequence[str]) -> dict[str, Column]:
 
 @dataclass(frozen=True)
 class Band:
-    """The curve of an arm: mean, least and greatest over its seeds on a common grid of x."""
+    """The curve of an arm: mean, least and greatest over its seeds. `stretched`: they end at different x."""
 
     x: Column
     mean: Column
     low: Column
     high: Column
     seeds: int
+    stretched: bool = False
 
 
 def band_of(curves: Sequence[tuple[Column, Column]], points: int = GRID_POINTS) -> Band | None:
-    """Curves (x, y) joined where all of them have been measured; None where there is no such stretch."""
+    """Curves (x, y) joined at equal shares of their way from their first x to their last.
+
+    Every seed counts with all that it recorded, also where one took longer than another. A curve of one
+    point is left out; None where no other is left.
+    """
     curves = [curve for curve in (finite(*each) for each in curves) if len(curve[0]) > 1]
     if not curves:
         return None
     if len(curves) == 1:
         x, y = thin(*curves[0], limit=2 * points)
         return Band(x, y, y, y, 1)
-    start, stop = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
-    if start >= stop:
-        return None
-    grid = np.linspace(start, stop, points)
-    rows = np.stack([np.interp(grid, x, y) for x, y in curves])
-    return Band(grid, rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0), len(curves))
+    shares = np.linspace(0.0, 1.0, points)
+    grids = np.stack([x[0] + shares * (x[-1] - x[0]) for x, _ in curves])
+    rows = np.stack([np.interp(grid, x, y) for grid, (x, y) in zip(grids, curves, strict=True)])
+    apart = bool(np.ptp(grids[:, -1]) > 0.005 * np.abs(grids[:, -1]).max())
+    return Band(grids.mean(axis=0), rows.mean(axis=0), rows.min(axis=0), rows.max(axis=0), len(curves), apart)
 
 
 def loss_curves(records: Sequence[Record], x: str, metric: str) -> list[tuple[Column, Column]]:

@@ -100,7 +100,7 @@ def loss_picture(study: Study, lines: Sequence[Line], figure: LossFigure) -> Pic
     return Picture(
         key=figure.key,
         title=figure.title,
-        caption=f"{figure.caption} {_band_words(drawn)}",
+        caption=f"{figure.caption} {_band_words(bands)}",
         description=_describe(figure.title, drawn),
         figure=canvas,
         legend=_legend(study, drawn, growths=bool(tips)),
@@ -108,12 +108,18 @@ def loss_picture(study: Study, lines: Sequence[Line], figure: LossFigure) -> Pic
     )
 
 
-def _band_words(drawn: Sequence[tuple[Line, Band]]) -> str:
+def _band_words(bands: Sequence[tuple[Line, Band | None]]) -> str:
     found = []
+    drawn = [(line, band) for line, band in bands if band]
     if any(band.seeds > 1 for _, band in drawn):
         found.append("Lines are means over the seeds, bands reach from the least to the greatest seed.")
+    if any(band.stretched for _, band in drawn):
+        found.append("Seeds that ended at different places are joined at equal shares of their way.")
     if any(not line.full for line, _ in drawn):
         found.append("Thin: the other lengths.")
+    lacking = [line.arm.condition for line, band in bands if line.full and band is None]
+    if lacking:
+        found.append(f"Without a curve, for want of two evaluations: {words.joined(lacking)}.")
     return " ".join(found)
 
 

@@ -123,12 +123,17 @@ def findings(study: Study) -> tuple[Findings, ...]:
     return tuple(each for each in found if each.verdicts)
 
 
+_NAMED = {"tokens": ("tokens",), "flops": ("flops",), "seconds": ("seconds", "time")}
+
+
 def _verdicts(found: Sequence[Contrast | AtCost]) -> tuple[Verdict, ...]:
     """One for each pair, with all that is said of it."""
     sentences: dict[str, list[str]] = {}
     for each in found:
         about = f"{each.arm} against {each.against}" if each.against else each.arm
         said = each.verdict or "nothing to say yet: no seed of both has finished"
+        if isinstance(each, AtCost) and not any(name in said.lower() for name in _NAMED.get(each.cost, ())):
+            said = f"{COSTS.get(each.cost, (each.cost,))[0]}: {said}"
         sentences.setdefault(about, []).append(said)
     return tuple(Verdict(about, tuple(said)) for about, said in sentences.items())
 
