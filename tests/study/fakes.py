@@ -29,7 +29,6 @@ def write_records(folder: Path, *, loss: float, settings: dict[str, Any], flops:
     )
     (folder / "result.json").write_text(json.dumps({"eval_loss": loss, "steps": row["step"]}))
     (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
-    (folder / "report.html").write_text("")
 
 
 class FakeWorkers:

@@ -47,7 +47,8 @@ def run_cell(
     with _log(folder):
         try:
             (warmth or Warmth()).warm_up(config, folder.parent)
-            result = job.resume(folder) if (folder / "config.yaml").is_file() else job.train(config)
+            begun = (folder / "config.yaml").is_file()
+            result = job.resume(folder, report=False) if begun else job.train(config, report=False)
         except KeyboardInterrupt:
             return Outcome("interrupted")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's failure and is reported
@@ -61,7 +62,7 @@ def run_cell(
 def is_finished(folder: Path) -> bool:
     """Whether a run has ended and its records are whole."""
     path = folder / SUMMARY
-    if not (path.is_file() and (folder / "report.html").is_file()):
+    if not path.is_file():
         return False
     try:
         return json.loads(path.read_text(encoding="utf-8"))["status"] == "finished"

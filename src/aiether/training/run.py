@@ -78,8 +78,8 @@ class RunResult:
         return interrupted_status(signals[0]) if signals else 0
 
 
-def train(config: TrainConfig) -> RunResult:
-    """Run the main job from the start.
+def train(config: TrainConfig, *, report: bool = True) -> RunResult:
+    """Run the main job from the start. Without `report` neither page nor model card is written in the end.
 
     Raises
     ------
@@ -96,10 +96,12 @@ def train(config: TrainConfig) -> RunResult:
     check_place(run_dir)
     with _attended(run_dir):
         check_output_dir(run_dir)
-        return _execute(replace(config, output_dir=str(run_dir)), run_dir, resume=False)
+        return _execute(replace(config, output_dir=str(run_dir)), run_dir, resume=False, report=report)
 
 
-def resume(run_dir: str | Path, changes: Mapping[str, Any] | None = None) -> RunResult:
+def resume(
+    run_dir: str | Path, changes: Mapping[str, Any] | None = None, *, report: bool = True
+) -> RunResult:
     """Continue an interrupted, crashed or killed run from its newest complete checkpoint.
 
     `changes` are new values for settings in `CHANGEABLE`; the run keeps them.
@@ -126,7 +128,7 @@ def resume(run_dir: str | Path, changes: Mapping[str, Any] | None = None) -> Run
             write_config(run_dir / CONFIG, config)
         check_device(config)
         check_trackers(config.report_to)
-        return _execute(config, run_dir, resume=True)
+        return _execute(config, run_dir, resume=True, report=report)
 
 
 def _refuse_finished(run_dir: Path) -> None:
@@ -190,7 +192,7 @@ def check_device(config: TrainConfig) -> None:
         raise ValueError(f"device={config.device!r} is not available here; use --device auto or --device cpu")
 
 
-def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
+def _execute(config: TrainConfig, run_dir: Path, *, resume: bool, report: bool) -> RunResult:
     with open_display(DisplaySettings.from_config(asdict(config))) as display:
         data = _prepare(config, display)
         if resume:
@@ -205,7 +207,7 @@ def _execute(config: TrainConfig, run_dir: Path, *, resume: bool) -> RunResult:
         baselines: list[ArmResult] = []
         if grown.status == "finished" and config.baseline == "static":
             baselines.append(_static_baseline(config, data, run_dir, grown, emit))
-        result = _conclude(config, data, run_dir, grown, tuple(baselines))
+        result = _conclude(run_dir, grown, tuple(baselines), report=report)
         display.finish(_closing(result))
     return result
 
@@ -309,14 +311,16 @@ def _tracking(arm: str, config: TrainConfig, run_dir: Path, arm_dir: Path, emit:
 
 
 def _conclude(
-    config: TrainConfig, data: PackedData, run_dir: Path, grown: ArmResult, baselines: tuple[ArmResult, ...]
+    run_dir: Path, grown: ArmResult, baselines: tuple[ArmResult, ...], *, report: bool
 ) -> RunResult:
     done = all(arm.status == "finished" for arm in (grown, *baselines))
     status: Literal["finished", "interrupted"] = "finished" if done else "interrupted"
     (run_dir / REPORT).unlink(missing_ok=True)  # an interrupted run's; resume looks for the last one
     write_json(run_dir / SUMMARY, _summary(status, grown, baselines))
-    write_cards(run_dir)
-    return RunResult(run_dir, status, grown, baselines, write_report(run_dir))
+    if report:
+        write_cards(run_dir)
+    page = write_report(run_dir) if report else None
+    return RunResult(run_dir, status, grown, baselines, page)
 
 
 def _summary(status: str, grown: ArmResult, baselines: tuple[ArmResult, ...]) -> dict[str, Any]:
@@ -324,7 +328,9 @@ def _summary(status: str, grown: ArmResult, baselines: tuple[ArmResult, ...]) ->
 
 
 def _closing(result: RunResult) -> dict[str, Any]:
-    closing = _summary(result.status, result.grown, result.baselines) | {"report": str(result.report)}
+    closing = _summary(result.status, result.grown, result.baselines)
+    if result.report is not None:
+        closing["report"] = str(result.report)
     if result.status == "interrupted":
         closing["resume"] = f"aiether train --resume {result.run_dir}"
     return closing
