@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,5 +42,7 @@ class Warmth:
         length = {"max_steps": 1, "max_tokens": None, "max_flops": None, "max_seconds": None}
         alike = replace(config, seed=0, lr=1e-3, output_dir=None, **length)
         if config.max_seconds is None and alike not in self._warm:
-            seconds_per_step(config, prepare(config), course_of(config).depths, place)
+            # A folder of its own: another process may be at the same beside this one.
+            with tempfile.TemporaryDirectory(prefix=".warm-", dir=place) as own:
+                seconds_per_step(config, prepare(config), course_of(config).depths, Path(own))
             self._warm.add(alike)
