@@ -28,14 +28,11 @@ import transformers
 
 from _machine import about
 from aiether.data import PackedData, TokenFile
-from aiether.evaluation import flops_per_token
+from aiether.evaluation import flops_per_token, mfu
 from aiether.integrations import fit
 from aiether.training.arms import new_model, windows
 from aiether.training.config import TrainConfig
 from aiether.training.trainer import build_trainer
-
-PEAK_BF16_FLOPS = {"H100": 989e12, "H200": 989e12}
-"""Dense bf16 peak by the vendor's datasheet (SXM parts), FLOP/s."""
 
 SHAPE: dict[str, Any] = {
     "n_layer": 3,
@@ -129,15 +126,13 @@ def gpt2(data: Path, steps: int, repeats: int) -> dict[str, Any]:
     seconds = [seconds_of_fit(config, packed, steps) for _ in range(repeats)]
     tokens_per_s = steps * 32 * 1024 / statistics.median(seconds)
     flops = flops_per_token(new_model(config, packed, 12).config, 1024)
-    peak = next(p for name, p in PEAK_BF16_FLOPS.items() if name in torch.cuda.get_device_name())
     return {
         **shape,
         "vocab_size": 50257,
         "seconds": seconds,
         "steps": steps,
         "tokens_per_s": tokens_per_s,
-        "mfu": tokens_per_s * flops / peak,
-        "peak_flops": peak,
+        "mfu": mfu(tokens_per_s * flops, torch.cuda.get_device_name()),
     }
 
 

@@ -127,6 +127,18 @@ def test_each_condition_is_run_at_the_rate_that_tuning_chose(content: dict[str, 
     assert (static["chosen"], static["at_edge"]) == (0.002, False)
 
 
+def test_a_condition_that_could_not_be_tuned_is_not_run_at_a_rate_of_its_own(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content |= {"tuning": {"lr": [0.001, 0.002]}, "lengths": [1.0]}
+    fails = {f"grown/1-lr{lr}-seed1000": ["diverged", "diverged"] for lr in (0.001, 0.002)}
+    workers = FakeWorkers(loss, fails)
+    result = run(content, tmp_path / "study", workers)
+    assert not any("grown" in folder and "seed1000" not in folder for folder in workers.folders())
+    reasons = [reason for cell, reason in result.failures.items() if not cell.tuning]
+    assert reasons == ["no learning rate: all runs of its tuning failed"] * 3
+
+
 def test_a_folder_holds_one_study(content: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "study"
     run(content, folder, FakeWorkers(loss))

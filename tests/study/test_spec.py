@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from aiether.study.arms import Cell, cell_config, cells, differences, tuning_cells
+from aiether.study.arms import Cell, cell_config, cells, tuning_cells
 from aiether.study.catalogue import find_spec, shipped_names
 from aiether.study.check import check_spec
 from aiether.study.results import spec_hash
@@ -56,12 +56,6 @@ def test_an_arm_has_the_base_s_settings_its_own_and_the_study_s() -> None:
     config = cell_config(spec, Cell("static", 0.5, 7, lr=0.25))
     assert (config.n_layer, config.n_embd, config.optimizer) == (2, 32, "muon")
     assert (config.max_steps, config.seed, config.lr, config.eval_batches) == (10, 7, 0.25, 2)
-
-
-def test_conditions_show_where_they_differ() -> None:
-    found = differences(spec_from(study()), check_spec(spec_from(study())))
-    assert found["grown"] == {"trigger": "fixed", "n_layer": 1}
-    assert found["static"] == {"trigger": "never", "n_layer": 2}
 
 
 def test_factors_make_every_combination() -> None:

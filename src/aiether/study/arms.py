@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aiether.training.config import TrainConfig, merge, setting_types
+from aiether.training.config import TrainConfig, merge
 
 from .spec import StudySpec
 
@@ -142,15 +142,3 @@ def check_alike(spec: StudySpec, configs: Mapping[str, TrainConfig]) -> None:
                 "it, or say allow_identical_arms: true to see what the method alone adds"
             )
         seen[key] = name
-
-
-def differences(spec: StudySpec, configs: Mapping[str, TrainConfig]) -> dict[str, dict[str, Any]]:
-    """For each condition, the settings in which the conditions differ, with its values."""
-    varying = [
-        name
-        for name in setting_types()
-        if name != "preset" and len({repr(getattr(config, name)) for config in configs.values()}) > 1
-    ]
-    return {
-        condition: {name: getattr(config, name) for name in varying} for condition, config in configs.items()
-    }

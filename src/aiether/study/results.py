@@ -10,9 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from aiether.evaluation import mfu
 from aiether.training.config import TrainConfig
 
-from .arms import Cell, cell_config, cells, differences, lengths_of
+from .arms import Cell, cell_config, cells, lengths_of
 from .curve import Point, cost_at, curve_of, loss_at
 from .spec import StudySpec, combination, plain
 from .statistics import compare_planned, factorial, mean_interval, savings_verdict, summarise
@@ -44,7 +45,7 @@ def collect(
     return {
         "study": _study(spec, command),
         "environment": environment_of(study_dir, cells(spec, chosen)),
-        "arms": [entry | {"settings": differences(spec, configs)[entry["condition"]]} for entry in entries],
+        "arms": entries,
         "tuning": tuning_entries(spec, study_dir, chosen),
         "comparisons": comparison_entries(spec, values),
         "factorial": factorial_entries(spec, values),
@@ -120,13 +121,14 @@ def arm_entries(
     entries = []
     for name, config in configs.items():
         for length in lengths_of(spec, name):
-            rows = [cell_entry(spec, study_dir, cell, failures) for cell in members[name, length]]
+            rows = [cell_entry(spec, study_dir, cell, config, failures) for cell in members[name, length]]
             known = [row["metric"] for row in rows if row["metric"] is not None]
             entries.append(
                 {
                     "condition": name,
                     "length": length,
                     "about": conditions[name].about,
+                    "settings": dict(conditions[name].settings),
                     "lr": chosen.get(name, config.lr),
                     **facts[name],
                     "cells": rows,
@@ -136,7 +138,9 @@ def arm_entries(
     return entries
 
 
-def cell_entry(spec: StudySpec, study_dir: Path, cell: Cell, failures: Mapping[Cell, str]) -> Row:
+def cell_entry(
+    spec: StudySpec, study_dir: Path, cell: Cell, config: TrainConfig, failures: Mapping[Cell, str]
+) -> Row:
     """What one run's records say."""
     row: Row = {"seed": cell.seed, "status": "missing", "reason": None, "folder": cell.folder}
     row |= dict.fromkeys(("metric", "eval_loss", "bits_per_byte", "steps", "tokens", "flops", "depth"))
@@ -159,17 +163,18 @@ def cell_entry(spec: StudySpec, study_dir: Path, cell: Cell, failures: Mapping[C
         "flops": last["flops"],
         "depth": last["depth"],
         "growths": [{key: growth.get(key) for key in keys} for growth in growths],
-        "timings": _timings(folder, last),
+        "timings": _timings(folder, last, config.bf16),
     }
 
 
-def _timings(folder: Path, last: Row) -> Row:
+def _timings(folder: Path, last: Row, bf16: bool) -> Row:
     seconds = last["elapsed_s"]
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,
         "tokens_per_s": last["tokens"] / seconds if seconds else None,
         "processor": environment["processor"],
+        "mfu": mfu(last["flops"] / seconds, environment["processor"]) if bf16 and seconds else None,
     }
 
 

@@ -102,7 +102,11 @@ def run_study(
             if not runs.all_of(tuning_cells(spec)):
                 return runs.interrupted()
             chosen = choose_rates(spec, study_dir)
-            if not runs.all_of(cells(spec, chosen)):
+            wanted = cells(spec, chosen)
+            if spec.tuning is not None:
+                untuned = [cell for cell in wanted if cell.condition not in chosen]
+                runs.failures |= dict.fromkeys(untuned, "no learning rate: all runs of its tuning failed")
+            if not runs.all_of(cell for cell in wanted if cell not in runs.failures):
                 return runs.interrupted()
         finally:
             place.close()

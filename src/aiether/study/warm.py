@@ -6,6 +6,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from aiether.data import prepare
 from aiether.training.config import TrainConfig
 from aiether.training.length import course_of
@@ -34,8 +36,6 @@ class Warmth:
             return
         shape = tuple(getattr(config, name) for name in _SHAPE)
         if self._shape not in (None, shape):
-            import torch
-
             torch._dynamo.reset()
             self._warm.clear()
         self._shape = shape
