@@ -44,6 +44,7 @@ def test_the_commit_is_the_checkout_s_or_the_given_one_or_unknown(
     monkeypatch.setenv("AIETHER_COMMIT", "abc")
     assert checkout(source)["commit"] == "abc"
     assert about(seeds=[], commit="def")["commit"] == "def"
+    monkeypatch.delenv("AIETHER_COMMIT")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@y"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)

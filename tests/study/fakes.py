@@ -8,27 +8,48 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aiether.evaluation import flops_per_token
 from aiether.study.arms import Cell
-from aiether.study.cell import Outcome
+from aiether.study.cell import Outcome, with_tuples
 from aiether.study.pool import Order
+from aiether.training.arms import model_settings
+from aiether.training.config import TrainConfig
+from aiether.training.model import model_config
 
 Loss = Callable[[str, float, int], float]
 
 
-def write_records(folder: Path, *, loss: float, settings: dict[str, Any], flops: int, depth: int = 2) -> None:
-    """The records of a finished run, one evaluation long."""
+def write_records(folder: Path, *, loss: float, settings: dict[str, Any]) -> None:
+    """The records of a finished run: two evaluations, and a growth half way if it starts with one layer."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokens = settings["max_steps"] * 128
-    row = {"kind": "eval", "step": settings["max_steps"], "eval_loss": loss, "bits_per_byte": loss / 2}
-    row |= {"tokens": tokens, "flops": flops, "depth": depth, "elapsed_s": flops / 1e6}
-    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-    (folder / "events.jsonl").write_text("")
-    (folder / "config.yaml").write_text("{}\n")
+    steps, start = settings["max_steps"], settings["n_layer"]
+    per_step = settings["batch_size"] * settings["context_length"]
+    rows, flops = [], 0
+    for step, depth, nats in ((steps // 2, start, loss + 1), (steps, max(start, 2), loss)):
+        done = rows[-1]["step"] if rows else 0
+        flops += (step - done) * per_step * cost(settings, depth)
+        row = {"kind": "eval", "step": step, "eval_loss": nats, "bits_per_byte": nats / 2, "depth": depth}
+        rows.append(row | {"tokens": step * per_step, "flops": flops, "elapsed_s": flops / 1e7})
+    growth = {"event": "growth", "step": steps // 2, "depth_before": start, "depth_after": 2}
+    events = [growth | {"loss_before": loss + 1, "loss_after": loss + 1.25}] if start == 1 else []
+    write_lines(folder / "metrics.jsonl", rows)
+    write_lines(folder / "events.jsonl", events)
+    (folder / "config.yaml").write_text(f"lr: {settings['lr']}\n")
     (folder / "environment.json").write_text(
         json.dumps({"commit": "abc", "processor": "a processor", "data": {"fingerprint": "f"}})
     )
-    (folder / "result.json").write_text(json.dumps({"eval_loss": loss, "steps": row["step"]}))
+    (folder / "result.json").write_text(json.dumps({"eval_loss": loss, "steps": steps}))
     (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
+
+
+def cost(settings: dict[str, Any], depth: int) -> int:
+    """FLOPs of a token at a depth."""
+    shape = model_settings(TrainConfig(**with_tuples(settings)), depth, 300, None)
+    return flops_per_token(model_config("gpt2", **shape), settings["context_length"])
+
+
+def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 class FakeWorkers:
@@ -60,10 +81,8 @@ class FakeWorkers:
             return [(order, Outcome("failed", self.fails[name].pop(0)))]
         condition, leaf = order.folder.parts[-2:]
         length, seed = float(leaf.split("-")[0]), int(leaf.rpartition("seed")[2])
-        steps = order.settings["max_steps"]
-        flops = steps * (1000 if condition == "static" else 600)
         loss = self.loss(condition, length, seed) if "-lr" not in leaf else self._tuned(leaf)
-        write_records(order.folder, loss=loss, settings=dict(order.settings), flops=flops)
+        write_records(order.folder, loss=loss, settings=dict(order.settings))
         return [(order, Outcome("finished"))]
 
     def _tuned(self, leaf: str) -> float:

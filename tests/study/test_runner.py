@@ -15,6 +15,9 @@ from aiether.study.runner import StudyResult, report_study, run_study
 from aiether.study.spec import spec_from
 from aiether.study.state import study_state
 
+SPENT = (143_616 + 229_632) / 2 / 229_632
+"""FLOPs of the grown arm, half of its steps with one layer, over the static one's."""
+
 
 def loss(condition: str, length: float, seed: int) -> float:
     """The baseline falls by 0.5 from half the budget to all of it; the other arm is 0.1 below."""
@@ -70,20 +73,20 @@ def test_comparisons_and_savings_are_those_of_the_records(content: dict[str, Any
     # The grown arm lies below the baseline's longest run: no length reaches its loss.
     assert (flops["savings"], flops["beyond"]) == ([None] * 3, 3)
     equal = next(row for row in found["equal_cost"] if row["cost"] == "flops")
-    # It spent 600 of 1,000: the curve stands at 4 - 0.5 log2(1.2) there.
-    expected = [3.4 - 0.001 * s + 0.01 * s - (4.0 - 0.5 * math.log2(1.2) + 0.01 * s) for s in range(3)]
+    # Half its steps with one layer: the curve stands at 4 - 0.5 log2(2 * SPENT) there.
+    expected = [3.4 - 0.001 * s - (4.0 - 0.5 * math.log2(2 * SPENT)) for s in range(3)]
     assert equal["differences"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_saving_is_read_off_the_baseline_s_own_curve(content: dict[str, Any], tmp_path: Path) -> None:
     def equal_at_the_end(condition: str, length: float, seed: int) -> float:
-        return loss("static", length if condition == "static" else 0.8, seed)
+        return loss("static", length if condition == "static" else 0.9, seed)
 
     run(content, tmp_path / "study", FakeWorkers(equal_at_the_end))
     flops = next(row for row in results(tmp_path / "study")["savings"] if row["cost"] == "flops")
-    # The loss of 0.8 of the budget for 0.6 of it: a quarter less.
-    assert flops["savings"] == pytest.approx([0.25] * 3, abs=0.01)
-    assert "fewer FLOPs over 3 seeds" in flops["verdict"]
+    assert flops["savings"] == pytest.approx([1 - SPENT / 0.9] * 3, abs=0.01)
+    assert flops["verdict"].startswith("10 ± ")
+    assert flops["verdict"].endswith(" % fewer FLOPs over 3 seeds")
 
 
 def test_a_failed_run_is_tried_once_more_and_then_reported(content: dict[str, Any], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -94,7 +94,7 @@ def run_study(
         write_spec(spec, study_dir)
         command = command or f"aiether study run {shlex.quote(str(study_dir / SPEC))}"
         facts = {name: arm.facts() for name, arm in study.arms.items()}
-        write_json(study_dir / ABOUT, {"command": command, "arms": facts})
+        write_json(study_dir / ABOUT, {"command": command, "preset": spec.preset, "arms": facts})
         count, threads = worker_shape(study_dir, configs, workers)
         place = backend(threads) if backend else LocalWorkers(count, threads, gpus(configs))
         runs = _Runs(study, place, observer)
@@ -259,6 +259,7 @@ def write_results(
 ) -> None:
     """Write results.json from the records of the runs that are there."""
     about = json.loads((study_dir / ABOUT).read_text(encoding="utf-8"))
+    spec = replace(spec, preset=about["preset"])  # what study.yaml holds is the same under any name
     found = collect(spec, study_dir, about["arms"], chosen, failures, about["command"])
     write_json(study_dir / RESULTS, found)
 

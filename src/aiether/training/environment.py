@@ -19,7 +19,7 @@ import aiether
 from aiether.data import PackedData
 
 COMMIT_VARIABLE = "AIETHER_COMMIT"
-"""Names the commit where the source is no git checkout (in a container image, say)."""
+"""Names the commit where the source is no git checkout, or one that says nothing (in a container, say)."""
 
 
 def environment(data: PackedData) -> dict[str, Any]:
@@ -66,11 +66,13 @@ def versions(*more: str) -> dict[str, str]:
 def checkout(source: Path = Path(aiether.__file__).parents[1]) -> dict[str, Any]:
     """The commit of the checkout whose `src` folder this is, and whether src differs from it.
 
-    Where the source is no checkout, the commit is what AIETHER_COMMIT says, or None.
+    AIETHER_COMMIT wins over it; None where there is neither.
     """
+    if (named := os.environ.get(COMMIT_VARIABLE)) is not None:
+        return {"commit": named, "source_modified": None}
     status = _git(source, "status", "--porcelain", ".") if source.name == "src" else None
     if status is None:
-        return {"commit": os.environ.get(COMMIT_VARIABLE), "source_modified": None}
+        return {"commit": None, "source_modified": None}
     return {"commit": _git(source, "rev-parse", "HEAD"), "source_modified": bool(status)}
 
 
