@@ -123,7 +123,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         study = Path(place) / "study.yaml"
-        study.write_text(yaml.safe_dump(STUDY))
+        study.write_text(yaml.safe_dump(json.loads(json.dumps(STUDY))))  # without aliases
         undisturbed = finish(study, Path(place) / "undisturbed", arguments.workers)
         disturbed = Path(place) / "disturbed"
         rng = random.Random(arguments.seed)

@@ -138,7 +138,7 @@ def test_a_condition_that_could_not_be_tuned_is_not_run_at_a_rate_of_its_own(
     workers = FakeWorkers(loss, fails)
     result = run(content, tmp_path / "study", workers)
     assert not any("grown" in folder and "seed1000" not in folder for folder in workers.folders())
-    reasons = [reason for cell, reason in result.failures.items() if not cell.tuning]
+    reasons = [reason for folder, reason in result.failures.items() if "seed1000" not in folder]
     assert reasons == ["no learning rate: all runs of its tuning failed"] * 3
 
 
@@ -167,6 +167,17 @@ def test_claims_are_checked_before_anything_runs(content: dict[str, Any], tmp_pa
     assert workers.orders == []
 
 
+def test_a_run_that_did_not_become_what_its_condition_claims_does_not_count(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["conditions"]["grown"]["settings"]["max_layers"] = 3  # and the records end with 2 layers
+    content["conditions"]["grown"]["claims"] = {"final_depth": 3}
+    result = run(content, tmp_path / "study", FakeWorkers(loss))
+    assert result.exit_status == 3
+    assert set(result.failures.values()) == {"it ended with 2 layers, and the condition claims 3"}
+    assert results(tmp_path / "study")["comparisons"][0]["n"] == 0
+
+
 def test_arms_of_unequal_size_cannot_claim_to_be_equal(content: dict[str, Any], tmp_path: Path) -> None:
     content["conditions"]["grown"]["claims"] = {"same_parameters_as": "static", "same_flops_as": "static"}
     run(content, tmp_path / "equal", FakeWorkers(loss))
@@ -186,3 +197,13 @@ def test_an_unfinished_study_has_a_report_too(content: dict[str, Any], tmp_path:
     assert report_study(folder).is_file()
     statuses = [cell["status"] for arm in results(folder)["arms"] for cell in arm["cells"]]
     assert {"finished", "missing"} == set(statuses)
+
+
+def test_an_arm_that_stayed_small_is_told_by_what_it_was_not_by_what_was_planned(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["conditions"]["grown"]["settings"]["max_layers"] = 3  # and the records end with 2 layers
+    run(content, tmp_path / "study", FakeWorkers(loss))
+    grown = next(arm for arm in results(tmp_path / "study")["arms"] if arm["condition"] == "grown")
+    assert grown["depth"] == {"start": 1, "end": 2, "planned": 3, "ended": [2, 2, 2]}
+    assert grown["flops_per_token"] == {"start": 143_616, "end": 229_632}

@@ -139,8 +139,8 @@ def run_study_command(arguments: Sequence[str]) -> int:
     if result.status == "interrupted":
         print(f"stopped and saved; go on with: {PROGRAM} run {folder}")
         return result.exit_status
-    for cell, reason in result.failures.items():
-        print(f"failed: {cell.folder}: {reason}")
+    for run_folder, reason in result.failures.items():
+        print(f"failed: {run_folder}: {reason}")
     for verdict in verdicts(folder):
         print(verdict)
     print(f"report: {result.report}")

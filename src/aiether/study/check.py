@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from aiether.data import PackedData
 from aiether.evaluation import flops_per_token, measure_flops_per_token
-from aiether.training.arms import final_depth, model_settings, tokens_per_step, windows
+from aiether.training.arms import model_settings, tokens_per_step, windows
 from aiether.training.config import TrainConfig
 from aiether.training.length import course_of
 from aiether.training.model import Architecture, undrawn_model
@@ -38,17 +38,25 @@ class Arm:
 
     condition: str
     config: TrainConfig
-    vocab_size: int
-    start: Shape
-    end: Shape
+    shapes: tuple[Shape, ...]  # by depth, the first one first
 
-    def facts(self) -> dict[str, dict[str, int]]:
-        """What results.json says of the arm's models."""
-        ends = {"start": self.start, "end": self.end}
-        return {
-            "parameters": {name: shape.parameters for name, shape in ends.items()},
-            "flops_per_token": {name: shape.flops_per_token for name, shape in ends.items()},
+    @property
+    def start(self) -> Shape:
+        """The model at the start."""
+        return self.shapes[0]
+
+    @property
+    def end(self) -> Shape:
+        """The model at the depth that is planned for the end."""
+        return self.shapes[-1]
+
+    def facts(self) -> dict[str, Any]:
+        """What is kept of the arm's models, for results.json."""
+        by_depth = {
+            str(shape.depth): {"parameters": shape.parameters, "flops_per_token": shape.flops_per_token}
+            for shape in self.shapes
         }
+        return {"start_depth": self.start.depth, "planned_depth": self.end.depth, "by_depth": by_depth}
 
 
 def check_spec(spec: StudySpec) -> dict[str, TrainConfig]:
@@ -103,17 +111,15 @@ def check_arms(
                 f"eval_windows is {spec.eval_windows}, the validation text holds {len(validation)}: lower "
                 "it, or raise validation_fraction"
             )
-        vocab_size = data[name].vocab_size
-        arms[name] = Arm(name, config, vocab_size, *shapes(config, vocab_size))
+        arms[name] = Arm(name, config, shapes(config, data[name].vocab_size))
     for name, arm in arms.items():
         check_claims(name, spec.all_conditions()[name].claims, arm, arms)
     return arms
 
 
-def shapes(config: TrainConfig, vocab_size: int) -> tuple[Shape, Shape]:
-    """A run's model at its start and at the depth planned for its end."""
-    planned = final_depth(config) if config.trigger != "never" else config.n_layer
-    return _shape(config, config.n_layer, vocab_size), _shape(config, planned, vocab_size)
+def shapes(config: TrainConfig, vocab_size: int) -> tuple[Shape, ...]:
+    """A run's model at every depth that it can have."""
+    return tuple(_shape(config, depth, vocab_size) for depth in course_of(config).depths)
 
 
 def _shape(config: TrainConfig, depth: int, vocab_size: int) -> Shape:
@@ -184,7 +190,5 @@ def planned_flops(spec: StudySpec, arms: Mapping[str, Arm], cell: Cell) -> float
     course = course_of(config)
     if not course.is_known:
         return float(steps * per_step * arm.end.flops_per_token)
-    costs = {
-        depth: per_step * _shape(config, depth, arm.vocab_size).flops_per_token for depth in course.depths
-    }
+    costs = {shape.depth: per_step * shape.flops_per_token for shape in arm.shapes}
     return float(course.cost(steps, costs))

@@ -43,10 +43,7 @@ def listed() -> Iterator[Listed]:
 
 def _entry(spec: StudySpec) -> Listed:
     configs = check_spec(spec)
-    arms = {
-        name: Arm(name, config, config.vocab_size, *shapes(config, config.vocab_size))
-        for name, config in configs.items()
-    }
+    arms = {name: Arm(name, config, shapes(config, config.vocab_size)) for name, config in configs.items()}
     wanted = (*tuning_cells(spec), *cells(spec, {}))
     flops = [planned_flops(spec, arms, cell) for cell in wanted]
     total = None if None in flops else sum(each for each in flops if each is not None)
@@ -56,7 +53,7 @@ def _entry(spec: StudySpec) -> Listed:
 
 
 def _arm(name: str, config: TrainConfig) -> Arm:
-    return Arm(name, config, config.vocab_size, *shapes(config, config.vocab_size))
+    return Arm(name, config, shapes(config, config.vocab_size))
 
 
 def _seconds(

@@ -50,12 +50,25 @@ def collect(
         "comparisons": comparison_entries(spec, values),
         "factorial": factorial_entries(spec, values),
         **cost_entries(spec, entries),
-        "failures": [
-            {"condition": cell.condition, "length": cell.length, "seed": cell.seed, "lr": cell.lr}
-            | {"tuning": cell.tuning, "reason": reason}
-            for cell, reason in failures.items()
-        ],
+        "failures": failure_entries(entries, failures),
     }
+
+
+def failure_entries(entries: Sequence[Row], failures: Mapping[Cell, str]) -> list[Row]:
+    """Runs without a result that counts: of tuning, then of the arms, those that broke a claim among them."""
+    found = [
+        {"condition": cell.condition, "length": cell.length, "seed": cell.seed, "lr": cell.lr}
+        | {"tuning": True, "reason": reason, "folder": cell.folder}
+        for cell, reason in failures.items()
+        if cell.tuning
+    ]
+    return found + [
+        {"condition": entry["condition"], "length": entry["length"], "seed": row["seed"], "lr": entry["lr"]}
+        | {"tuning": False, "reason": row["reason"], "folder": row["folder"]}
+        for entry in entries
+        for row in entry["cells"]
+        if row["status"] == "failed"
+    ]
 
 
 def _study(spec: StudySpec, command: str) -> Row:
@@ -122,6 +135,8 @@ def arm_entries(
     for name, config in configs.items():
         for length in lengths_of(spec, name):
             rows = [cell_entry(spec, study_dir, cell, config, failures) for cell in members[name, length]]
+            if conditions[name].claims.about_the_end:
+                rows = [_as_claimed(row, facts[name]["planned_depth"]) for row in rows]
             known = [row["metric"] for row in rows if row["metric"] is not None]
             entries.append(
                 {
@@ -130,7 +145,7 @@ def arm_entries(
                     "about": conditions[name].about,
                     "settings": dict(conditions[name].settings),
                     "lr": chosen.get(name, config.lr),
-                    **facts[name],
+                    **_models(facts[name], rows),
                     "cells": rows,
                     "summary": asdict(summarise(known)) if known else None,
                 }
@@ -165,6 +180,26 @@ def cell_entry(
         "growths": [{key: growth.get(key) for key in keys} for growth in growths],
         "timings": _timings(folder, last, config.bf16),
     }
+
+
+def _models(facts: Row, rows: Sequence[Row]) -> Row:
+    """Depth and size of an arm's models: at the start, as planned, and as the deepest of its runs ended."""
+    ended = [row["depth"] for row in rows if row["depth"] is not None]
+    depths = {"start": facts["start_depth"], "end": max(ended, default=facts["planned_depth"])}
+    by_depth = facts["by_depth"]
+    return {
+        "depth": depths | {"planned": facts["planned_depth"], "ended": sorted(ended)},
+        "parameters": {name: by_depth[str(depth)]["parameters"] for name, depth in depths.items()},
+        "flops_per_token": {name: by_depth[str(depth)]["flops_per_token"] for name, depth in depths.items()},
+    }
+
+
+def _as_claimed(row: Row, depth: int) -> Row:
+    """A run that did not become what its condition claims to be is no run of that condition."""
+    if row["status"] != "finished" or row["depth"] == depth:
+        return row
+    reason = f"it ended with {row['depth']} layers, and the condition claims {depth}"
+    return row | {"status": "failed", "reason": reason, "metric": None}
 
 
 def _timings(folder: Path, last: Row, bf16: bool) -> Row:

@@ -17,6 +17,7 @@ import yaml
 
 from aiether.data import PackedData, prepare
 from aiether.integrations import hold, raise_interrupts, write_json
+from aiether.training._format import duration, scientific
 from aiether.training.config import TrainConfig
 
 from .arms import Cell, cell_config, cells, tuning_cells
@@ -44,11 +45,11 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class StudyResult:
-    """How a study ended, and where what it found lies. `failures`: runs without a result, and why."""
+    """How a study ended, and where what it found lies. `failures`: run folders without a result, and why."""
 
     study_dir: Path
     status: Literal["finished", "interrupted"]
-    failures: Mapping[Cell, str]
+    failures: Mapping[str, str]
     report: Path | None
     exit_status: int
 
@@ -97,6 +98,7 @@ def run_study(
         write_json(study_dir / ABOUT, {"command": command, "preset": spec.preset, "arms": facts})
         count, threads = worker_shape(study_dir, configs, workers)
         place = backend(threads) if backend else LocalWorkers(count, threads, gpus(configs))
+        observer.message(_cost_words(study))
         runs = _Runs(study, place, observer)
         try:
             if not runs.all_of(tuning_cells(spec)):
@@ -110,9 +112,10 @@ def run_study(
                 return runs.interrupted()
         finally:
             place.close()
-        write_results(spec, study_dir, chosen, runs.failures)
+        found = write_results(spec, study_dir, chosen, runs.failures)
+        failures = {row["folder"]: row["reason"] for row in found["failures"]}
         report = write_study_report(study_dir)
-        return StudyResult(study_dir, "finished", runs.failures, report, 3 if runs.failures else 0)
+        return StudyResult(study_dir, "finished", failures, report, 3 if failures else 0)
 
 
 def look_at(
@@ -154,8 +157,9 @@ def write_spec(spec: StudySpec, study_dir: Path) -> None:
     path = study_dir / SPEC
     if path.is_file():
         return
+    content = json.loads(json.dumps(plain(spec)))  # nothing in it is the same object: YAML would name it once
     temporary = path.with_name(f".{SPEC}.tmp")
-    temporary.write_text(yaml.safe_dump(plain(spec), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    temporary.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     temporary.replace(path)
 
 
@@ -179,6 +183,17 @@ def worker_shape(study_dir: Path, configs: Mapping[str, TrainConfig], workers: i
     if not path.is_file():
         write_json(path, {"threads": max(1, cores // count)})
     return count, int(json.loads(path.read_text(encoding="utf-8"))["threads"])
+
+
+def _cost_words(study: Study) -> str:
+    """What is about to be spent, before any of it is."""
+    spec = study.spec
+    wanted = (*tuning_cells(spec), *cells(spec, {}))
+    if spec.budget_unit == "seconds":
+        seconds = sum(spec.budget * cell.length for cell in wanted)
+        return f"{spec.name}: {len(wanted)} runs, {duration(seconds)} of training in all"
+    flops = sum(planned_flops(spec, study.arms, cell) or 0.0 for cell in wanted)
+    return f"{spec.name}: {len(wanted)} runs, {scientific(flops)} FLOPs of training in all"
 
 
 class _Runs:
@@ -212,7 +227,8 @@ class _Runs:
 
     def interrupted(self) -> StudyResult:
         """The result of a study that a signal stopped."""
-        return StudyResult(self._study.folder, "interrupted", self.failures, None, 130)
+        failures = {cell.folder: reason for cell, reason in self.failures.items()}
+        return StudyResult(self._study.folder, "interrupted", failures, None, 130)
 
     def _folder(self, cell: Cell) -> Path:
         return self._study.folder / cell.folder
@@ -256,12 +272,13 @@ def _metric(folder: Path, name: str) -> float | None:
 
 def write_results(
     spec: StudySpec, study_dir: Path, chosen: Mapping[str, float], failures: Mapping[Cell, str]
-) -> None:
-    """Write results.json from the records of the runs that are there."""
+) -> dict[str, Any]:
+    """Write results.json from the records of the runs that are there, and return its content."""
     about = json.loads((study_dir / ABOUT).read_text(encoding="utf-8"))
     spec = replace(spec, preset=about["preset"])  # what study.yaml holds is the same under any name
     found = collect(spec, study_dir, about["arms"], chosen, failures, about["command"])
     write_json(study_dir / RESULTS, found)
+    return found
 
 
 def report_study(study_dir: Path) -> Path:

@@ -21,7 +21,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """What a condition says of its models; checked before the study runs, and after.
+    """What a condition says of its models; checked before the study runs, and by how each run ended.
 
     Attributes
     ----------
@@ -38,6 +38,12 @@ class Claims:
     same_flops_as: str | None = None
     absent: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
+
+    @property
+    def about_the_end(self) -> bool:
+        """Whether a run that ends with another depth than planned breaks a claim."""
+        sizes = (self.parameters, self.final_depth, self.same_parameters_as, self.same_flops_as)
+        return any(size is not None for size in sizes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,7 @@ class Arm:
     about: str
     settings: Mapping[str, Any]
     lr: float
+    planned_depth: float
     parameters: Interval  # at the start and at the end
     flops_per_token: Interval
     cells: tuple[Cell, ...]
@@ -258,6 +259,7 @@ def _arm(node: Node) -> Arm:
         about=node.text("about", ""),
         settings=node.mapping("settings"),
         lr=node.number("lr"),
+        planned_depth=node.node("depth", required=False).number("planned", required=False),
         parameters=_start_and_end(node.node("parameters", required=False)),
         flops_per_token=_start_and_end(node.node("flops_per_token", required=False)),
         cells=tuple(_cell(each) for each in node.nodes("cells", required=True)),

@@ -189,4 +189,16 @@ def notices(study: Study) -> tuple[str, ...]:
             f"The best learning rate lies at the edge of the grid for {joined(edges)}: a better one may lie "
             "beyond it."
         )
-    return tuple(found)
+    return (*found, *(short for arm in study.arms if (short := _stayed_small(arm))))
+
+
+def _stayed_small(arm: Arm) -> str | None:
+    """Said where models did not become as deep as planned: the arm is then not what its name says."""
+    short = [cell.depth for cell in arm.finished if cell.depth < arm.planned_depth]
+    if not short:
+        return None
+    depths = " or ".join(f"{depth:g}" for depth in sorted(set(short)))
+    return (
+        f"{arm.condition} was planned to end with {arm.planned_depth:g} layers, and ended with {depths} in "
+        f"{len(short)} of {len(arm.finished)} runs: its trigger found no (further) growth in time."
+    )
