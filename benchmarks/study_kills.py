@@ -73,17 +73,19 @@ def finish(study: Path, folder: Path, workers: int) -> dict[str, Any]:
 def kill_at_random(
     study: Path, folder: Path, workers: int, kills: int, rng: random.Random
 ) -> list[dict[str, Any]]:
-    """Kill the runner or a worker, at random, so many times; starts the runner again where it is dead."""
+    """Kill the runner or a worker, at random, in the middle of training; the runner is started again."""
     told: list[dict[str, Any]] = []
     process = start(study, folder, workers)
     while len(told) < kills:
-        time.sleep(rng.uniform(0.3, 1.0) * rng.choice((1, 10, 30)))
-        if process.poll() is not None:
-            raise SystemExit(f"the study was over after {len(told)} kills: take more seeds or tokens")
-        victims = [process.pid, *(child.pid for child in psutil.Process(process.pid).children())]
-        victim = rng.choice((victims[0], rng.choice(victims[1:]))) if len(victims) > 1 else victims[0]
+        began = time.time()
+        while not (running := under_way(folder, began)):
+            if process.poll() is not None:
+                raise SystemExit(f"the study was over after {len(told)} kills: take more seeds or tokens")
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0.0, 3.0))
+        children = [child.pid for child in psutil.Process(process.pid).children()]
+        victim = rng.choice((process.pid, rng.choice(children)))
         psutil.Process(victim).kill()
-        running = [path.parent.name for path in folder.glob("cells/*/*/run.lock")]
         told.append({"victim": "runner" if victim == process.pid else "worker", "runs_under_way": running})
         print(json.dumps(told[-1]), flush=True)
         if victim == process.pid:
@@ -92,6 +94,13 @@ def kill_at_random(
     if process.wait() not in (0, 3):  # 3: a run was killed twice, which is told, and the next call does it
         raise SystemExit(f"the study ended with status {process.returncode}")
     return told
+
+
+def under_way(folder: Path, since: float) -> list[str]:
+    """Runs with a checkpoint that have written a record since a time and are not over."""
+    records = [path for path in folder.glob("cells/*/*/metrics.jsonl") if path.stat().st_mtime > since]
+    runs = [path.parent for path in records if not (path.parent / "summary.json").exists()]
+    return [f"{run.parent.name}/{run.name}" for run in runs if any((run / "checkpoints").glob("step-*"))]
 
 
 def without_timings(value: Any) -> Any:
@@ -135,8 +144,10 @@ def main() -> None:
             "equal_results": without_timings(found) == without_timings(undisturbed),
             "twins_are_equal": twins_are_equal(Path(place) / "undisturbed"),
         }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
+    if not (result["equal_results"] and result["twins_are_equal"]):
+        raise SystemExit("the kills changed something")
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

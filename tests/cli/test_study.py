@@ -94,6 +94,8 @@ def test_a_study_is_run_watched_reported_and_compared(
         (["run", "growth_vs_static", "--preset", "cpu", "--set", "lr"], "NAME=VALUE is meant"),
         (["run", "growth_vs_static", "--preset", "cpu", "--set", "lrr=1"], "unknown setting 'lrr'"),
         (["run", "growth_vs_static", "--preset", "cpu", "--set", "seed=1"], "seed comes from seeds"),
+        (["run", "growth_vs_static", "--preset", "cpu", "--set", "n_layer=2"], "would change nothing"),
+        (["run", "growth_vs_static", "--preset", "gpu", "--set", "lr=0.1"], "tuning chooses it"),
         (["status", "nowhere"], "'nowhere' holds no study"),
         (["report", "nowhere"], "'nowhere' holds no study"),
         (["compare", "one"], "one folder is nothing to compare"),

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from aiether.data import prepare
 from aiether.evaluation import flops_per_token
 from aiether.study.arms import Cell
 from aiether.study.cell import Outcome, with_tuples
 from aiether.study.pool import Order
 from aiether.training.arms import model_settings
-from aiether.training.config import TrainConfig
+from aiether.training.config import TrainConfig, write_config
 from aiether.training.model import model_config
 
 Loss = Callable[[str, float, int], float]
@@ -34,11 +35,15 @@ def write_records(folder: Path, *, loss: float, settings: dict[str, Any]) -> Non
     events = [growth | {"loss_before": loss + 1, "loss_after": loss + 1.25}] if start == 1 else []
     write_lines(folder / "metrics.jsonl", rows)
     write_lines(folder / "events.jsonl", events)
-    (folder / "config.yaml").write_text(f"lr: {settings['lr']}\n")
+    config = TrainConfig(**with_tuples(settings))
+    write_config(folder / "config.yaml", config)
+    data = {"fingerprint": prepare(config).fingerprint}
     (folder / "environment.json").write_text(
-        json.dumps({"commit": "abc", "processor": "a processor", "data": {"fingerprint": "f"}})
+        json.dumps({"commit": "abc", "processor": "a processor", "data": data})
     )
-    (folder / "result.json").write_text(json.dumps({"eval_loss": loss, "steps": steps}))
+    (folder / "result.json").write_text(
+        json.dumps({"eval_loss": loss, "steps": steps, "elapsed_s": rows[-1]["elapsed_s"]})
+    )
     (folder / "summary.json").write_text(json.dumps({"status": "finished"}))
 
 
@@ -108,8 +113,6 @@ class Silent:
 
     def begin(self, total: Sequence[Cell], done: Sequence[Cell], cost: Callable[[Cell], float]) -> None:
         assert all(cost(cell) > 0 for cell in total)
-
-    def started(self, cell: Cell) -> None: ...
 
     def ended(self, cell: Cell, outcome: Outcome, metric: float | None, seconds: float) -> None:
         self.ended_cells.append((cell, outcome))

@@ -11,9 +11,12 @@ import pytest
 from tests.study.fakes import FakeWorkers, Silent
 from tests.study.test_spec import study
 
+from aiether.study.cell import Outcome
+from aiether.study.pool import Order
 from aiether.study.runner import StudyResult, report_study, run_study
-from aiether.study.spec import spec_from
+from aiether.study.spec import read_spec, spec_from
 from aiether.study.state import study_state
+from aiether.training.config import PRESETS
 
 SPENT = (143_616 + 229_632) / 2 / 229_632
 """FLOPs of the grown arm, half of its steps with one layer, over the static one's."""
@@ -71,7 +74,9 @@ def test_comparisons_and_savings_are_those_of_the_records(content: dict[str, Any
     assert comparison["verdict"].startswith("lower by 0.101")
     flops = next(row for row in found["savings"] if row["cost"] == "flops")
     # The grown arm lies below the baseline's longest run: no length reaches its loss.
-    assert (flops["savings"], flops["beyond"]) == ([None] * 3, 3)
+    assert (flops["savings"], flops["beyond"], flops["mean"]) == ([None] * 3, 3, None)
+    better = "(3 of 3 seeds better than the baseline's longest run)"
+    assert flops["verdict"] == f"at least {1 - SPENT:.0%} fewer FLOPs {better}"
     equal = next(row for row in found["equal_cost"] if row["cost"] == "flops")
     # Half its steps with one layer: the curve stands at 4 - 0.5 log2(2 * SPENT) there.
     expected = [3.4 - 0.001 * s - (4.0 - 0.5 * math.log2(2 * SPENT)) for s in range(3)]
@@ -140,6 +145,9 @@ def test_a_condition_that_could_not_be_tuned_is_not_run_at_a_rate_of_its_own(
     assert not any("grown" in folder and "seed1000" not in folder for folder in workers.folders())
     reasons = [reason for folder, reason in result.failures.items() if "seed1000" not in folder]
     assert reasons == ["no learning rate: all runs of its tuning failed"] * 3
+    before = results(tmp_path / "study")["failures"]
+    report_study(tmp_path / "study")
+    assert results(tmp_path / "study")["failures"] == before
 
 
 def test_a_folder_holds_one_study(content: dict[str, Any], tmp_path: Path) -> None:
@@ -189,6 +197,71 @@ def test_arms_of_unequal_size_cannot_claim_to_be_equal(content: dict[str, Any], 
 def test_too_little_validation_text_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"eval_windows is 40000, the validation text holds \d+"):
         run({**content, "eval_windows": 40000}, tmp_path / "study", FakeWorkers(loss))
+
+
+def test_runs_of_other_settings_or_other_text_are_not_paired_with_new_ones(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "study"
+    run(content, folder, FakeWorkers(loss, stop_at=5))
+    monkeypatch.setitem(PRESETS["recommended"], "weight_decay", 0.7)
+    with pytest.raises(ValueError, match=r"differs .* in weight_decay \(0.1, now 0.7\)"):
+        run(content, folder, FakeWorkers(loss))
+    monkeypatch.undo()
+    monkeypatch.setattr("aiether.study.runner.write_study_report", lambda folder: folder)
+    text = Path(content["base"]["dataset_path"])
+    text.write_text(text.read_text().replace("line 7 ", "line seven "))
+    with pytest.raises(ValueError, match="would run now in its data"):
+        run(content, folder, FakeWorkers(loss))
+
+
+def test_what_killed_runners_left_behind_does_not_stand_in_the_way(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / ".study.yaml.tmp").write_text("name: ha")
+    run(content, folder, FakeWorkers(loss, stop_at=3))
+    with (folder / "attempts.jsonl").open("a") as file:
+        file.write('{"folder": "cells/gro')
+    run(content, folder, FakeWorkers(loss, {"grown/1-seed1": ["no", "no"]}))
+    assert study_state(folder).count("failed") == 1
+    assert run(content, folder, FakeWorkers(loss)).exit_status == 0
+
+
+def test_a_run_that_was_whole_when_its_process_died_is_finished(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    class Dying(FakeWorkers):
+        def wait(self, timeout_s: float) -> list[tuple[Order, Outcome]]:
+            return [(order, Outcome("failed", "killed")) for order, _ in super().wait(timeout_s)]
+
+    workers = Dying(loss)
+    assert run(content, tmp_path / "study", workers).exit_status == 0
+    assert len(workers.orders) == 12
+
+
+def test_going_on_by_the_folder_changes_nothing(content: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    content["presets"] = {"cpu": {"base": {"device": "cpu"}}}
+    told = "aiether study run small --preset cpu"
+    workers = FakeWorkers(loss, stop_at=4)
+    run_study(spec_from(content, "cpu"), folder, backend=lambda threads: workers, command=told)
+    run_study(read_spec(folder / "study.yaml"), folder, backend=lambda threads: FakeWorkers(loss))
+    assert (results(folder)["study"]["command"], results(folder)["study"]["preset"]) == (told, "cpu")
+
+
+def test_a_seed_without_a_curve_of_its_own_is_counted_as_missing(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    def within(condition: str, length: float, seed: int) -> float:
+        return loss("static", length if condition == "static" else 0.9, seed)
+
+    fails = {"static/0.5-seed1": ["no", "no"]}
+    run(content, tmp_path / "study", FakeWorkers(within, fails))
+    flops = next(row for row in results(tmp_path / "study")["savings"] if row["cost"] == "flops")
+    assert (flops["n"], flops["seeds"], flops["savings"][1]) == (2, [0, 1, 2], None)
+    assert "1 seed outside the baseline's curve" in flops["verdict"]
 
 
 def test_an_unfinished_study_has_a_report_too(content: dict[str, Any], tmp_path: Path) -> None:

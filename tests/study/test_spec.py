@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_a_specification_that_makes_no_sense_is_refused(changes: dict[str, Any],
             {"conditions": condition(n_layer=2, max_layers=2, trigger="never")},
             "static and other do not differ",
         ),
-        ({"conditions": condition(vocab_size=999)}, "by metric: bits_per_byte"),
+        ({"conditions": condition(vocab_size=999)}, "losses on other text or other tokens"),
         ({"conditions": condition(dataset_path="elsewhere")}, "losses on other text"),
         ({"conditions": condition(batch_size=3)}, "no multiple of batch_size 3"),
         ({"conditions": condition(n_embd=33)}, "condition other: n_embd is 33"),
@@ -160,9 +161,35 @@ def test_arms_that_cannot_be_compared_are_refused_before_anything_runs(
         checked(study(**changes))
 
 
-def test_six_seeds_are_enough_for_one_sign_flip_test_and_tokenizers_compare_by_bits() -> None:
+def test_a_factorial_counts_all_its_effects() -> None:
+    factors = {name: {"off": {}, "on": {name: value}} for name, value in (("lr", 0.1), ("noise", 0.1))}
+    factors["weight_decay"] = {"off": {}, "on": {"weight_decay": 0.3}}
+    content = study(conditions={}, baseline=None, factors=factors, test="sign_flip")
+    with pytest.raises(ValueError, match=r"with 7 planned .* takes 9 seeds"):
+        checked({**content, "seeds": 8})
+    checked({**content, "seeds": 9})
+
+
+def test_an_arm_that_is_a_baseline_itself_is_still_compared() -> None:
+    conditions = condition(n_embd=64)
+    conditions["other"]["baseline"] = "grown"
+    spec = spec_from(study(conditions=conditions))
+    assert [(each.arm, each.against) for each in spec.planned()] == [("grown", "static"), ("other", "grown")]
+
+
+def test_a_specification_in_python_is_checked_too() -> None:
+    spec = replace(spec_from(study()), seeds=(0, 0, 1))
+    with pytest.raises(ValueError, match="different whole numbers"):
+        check_spec(spec)
+
+
+def test_a_preset_cannot_take_out_what_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"'grovn', which is not there: .* did you mean 'grown'"):
+        spec_from(study(presets={"short": {"conditions": {"grovn": None}}}), "short")
+
+
+def test_six_seeds_are_enough_for_one_sign_flip_test() -> None:
     checked(study(seeds=6, test="sign_flip"))
-    checked(study(conditions=condition(vocab_size=999), metric="bits_per_byte"))
     checked(study(conditions=condition(n_layer=1, max_layers=2), allow_identical_arms=True))
 
 

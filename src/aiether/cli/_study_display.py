@@ -55,9 +55,6 @@ class StudyDisplay:
             self._task = self._progress.add_task("", total=self._all, left="")
             self.tick()
 
-    def started(self, cell: Cell) -> None:
-        """A run begins."""
-
     def ended(self, cell: Cell, outcome: Outcome, metric: float | None, seconds: float) -> None:
         """A run ended, well or not."""
         if outcome.status == "finished":

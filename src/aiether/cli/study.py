@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import itertools
 import shlex
 import time
@@ -32,6 +33,7 @@ ABOUT = {
     "report": "write results.json, report.html and the tables anew from the records",
     "compare": "two studies or single runs side by side",
 }
+STUDIES = Path("runs/studies")
 _WATCH_S = 2.0
 
 
@@ -125,7 +127,7 @@ def run_study_command(arguments: Sequence[str]) -> int:
     elif (given / SPEC).is_file():
         folder = given
     else:
-        folder = Path("runs/studies") / "-".join(filter(None, (spec.name, spec.preset)))
+        folder = STUDIES / "-".join(filter(None, (spec.name, spec.preset)))
     display = StudyDisplay()
     command = f"{PROGRAM} run {shlex.quote(flags.study)}"
     command += f" --preset {spec.preset}" if spec.preset else ""
@@ -137,7 +139,7 @@ def run_study_command(arguments: Sequence[str]) -> int:
     finally:
         display.close()
     if result.status == "interrupted":
-        print(f"stopped and saved; go on with: {PROGRAM} run {folder}")
+        print(f"stopped and saved; go on with: {PROGRAM} run {shlex.quote(str(folder))}")
         return result.exit_status
     for run_folder, reason in result.failures.items():
         print(f"failed: {run_folder}: {reason}")
@@ -164,6 +166,11 @@ def with_settings(spec: StudySpec, given: Sequence[str]) -> StudySpec:
             settings[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise ValueError(f"--set {word}: {value!r} is no value") from None
+    for name in settings:
+        overridden = all(name in each.settings for each in spec.all_conditions().values())
+        if overridden or (name == "lr" and spec.tuning is not None):
+            owner = "every condition has its own" if overridden else "tuning chooses it"
+            raise ValueError(f"--set {name} would change nothing: {owner}; change it in a study's file")
     return replace(spec, base={**spec.base, **settings}) if settings else spec
 
 
@@ -200,17 +207,32 @@ def status_command(arguments: Sequence[str]) -> int:
     flags = parse(FolderFlags, arguments, f"{PROGRAM} status", ABOUT["status"] + ".", usage="STUDY_DIR")
     from aiether.study.state import study_state
 
-    folder, console = Path(flags.study_dir), Console()
+    folder, console = _find_folder(flags.study_dir), Console()
     state = study_state(folder)
-    if not console.is_terminal or not state.count("running"):
+    if not console.is_terminal or not state.is_running:
         console.print(_status_table(state))
         return 0
     with Live(_status_table(state), console=console, auto_refresh=False) as live:
-        while state.count("running"):
+        while state.is_running:
             time.sleep(_WATCH_S)
             state = study_state(folder)
             live.update(_status_table(state), refresh=True)
     return 0
+
+
+def _find_folder(word: str) -> Path:
+    """A study's folder: a path, or the name that it has below runs/studies, with or without its preset."""
+    from aiether.study.state import SPEC
+
+    path = Path(word).expanduser()
+    if (path / SPEC).is_file() or len(path.parts) > 1:
+        return path
+    found = sorted(each.parent for each in STUDIES.glob(f"{glob.escape(word)}*/{SPEC}"))
+    exact = [each for each in found if each.name == word]
+    if not exact and len(found) > 1:
+        names = ", ".join(each.name for each in found)
+        raise ValueError(f"{word!r} is one of several studies in {STUDIES}: {names}; name one of them")
+    return (exact or found or [path])[0]
 
 
 def _status_table(state: StudyState) -> RenderableType:
@@ -227,11 +249,11 @@ def _status_table(state: StudyState) -> RenderableType:
     title = f"{state.spec.name}: {', '.join(counts)}"
     if left:
         title += f"; about {duration(left)} left"
-    table = Table("run", "state", "step", state.spec.metric, "took", title=title, title_justify="left")
+    table = Table("run", "state", "step", state.spec.metric, "trained", title=title, title_justify="left")
     for each in state.cells:
         step = f"{each.step:,}" + (f" of {each.total_steps:,}" if each.total_steps else "")
         metric = "" if each.metric is None else f"{each.metric:.4f}"
-        took = "" if each.wall_s is None else duration(each.wall_s)
+        took = "" if each.train_seconds is None else duration(each.train_seconds)
         words_of_state = each.status + (f": {each.reason}" if each.reason else "")
         table.add_row(words(each.cell), words_of_state, step if each.step else "", metric, took)
     return table
@@ -242,7 +264,7 @@ def report_command(arguments: Sequence[str]) -> int:
     flags = parse(FolderFlags, arguments, f"{PROGRAM} report", ABOUT["report"] + ".", usage="STUDY_DIR")
     from aiether.study.runner import report_study
 
-    print(report_study(Path(flags.study_dir)))
+    print(report_study(_find_folder(flags.study_dir)))
     return 0
 
 
@@ -255,7 +277,7 @@ def compare_command(arguments: Sequence[str]) -> int:
 
     if len(flags.folders) < 2:
         raise ValueError(f"one folder is nothing to compare; expected {PROGRAM} compare FOLDER FOLDER...")
-    rows = [side for folder in flags.folders for side in sides(Path(folder))]
+    rows = [side for folder in flags.folders for side in sides(Path(folder).expanduser())]
     if flags.markdown:
         print(markdown(rows))
         return 0

@@ -22,8 +22,17 @@ OWNED: Mapping[str, str] = {
 }
 """Settings that a study gives, and which of its own keys they come from."""
 
-_ONE_FOR_ALL = ("dataset_path", "dataset_weights", "text_column", "token_dtype", "validation_fraction")
-_ONE_TOKENIZER = ("tokenizer", "vocab_size", "context_length")
+_ONE_FOR_ALL = (
+    "dataset_path",
+    "dataset_weights",
+    "text_column",
+    "token_dtype",
+    "validation_fraction",
+    "tokenizer",
+    "vocab_size",
+    "context_length",
+)
+"""Under another vocabulary or context the same number of windows covers another part of the text."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,8 @@ class Cell:
     @property
     def folder(self) -> str:
         """Its run folder below the study's."""
-        rate = "" if self.lr is None else f"-lr{self.lr:g}"
-        return f"cells/{self.condition}/{self.length:g}{rate}-seed{self.seed}"
+        rate = "" if self.lr is None else f"-lr{self.lr:.12g}"
+        return f"cells/{self.condition}/{self.length:.12g}{rate}-seed{self.seed}"
 
 
 def tuning_cells(spec: StudySpec) -> tuple[Cell, ...]:
@@ -121,15 +130,13 @@ def _eval_batches(windows: int, batch_size: int) -> int:
 def check_alike(spec: StudySpec, configs: Mapping[str, TrainConfig]) -> None:
     """Raise ValueError unless the conditions differ, and differ in nothing that voids the comparison."""
     first_name, first = next(iter(configs.items()))
-    tokens = () if spec.metric == "bits_per_byte" else _ONE_TOKENIZER
     for name, config in configs.items():
-        for setting in (*_ONE_FOR_ALL, *tokens):
+        for setting in _ONE_FOR_ALL:
             if getattr(config, setting) != getattr(first, setting):
-                hint = "; compare tokenizers by metric: bits_per_byte" if setting in tokens[:2] else ""
                 raise ValueError(
                     f"{setting} is {getattr(first, setting)!r} in {first_name} and "
                     f"{getattr(config, setting)!r} in {name}: losses on other text or other tokens do not "
-                    f"compare{hint}"
+                    "compare"
                 )
     if spec.allow_identical_arms:
         return

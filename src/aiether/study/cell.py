@@ -40,7 +40,7 @@ def run_cell(
     from aiether.training import run as job
 
     if is_finished(folder):
-        _drop(folder, keep_models)
+        drop_weights(folder, keep_models)
         return Outcome("finished")
     folder.parent.mkdir(parents=True, exist_ok=True)
     config = replace(TrainConfig(**with_tuples(settings)), output_dir=str(folder))
@@ -55,7 +55,7 @@ def run_cell(
             traceback.print_exc()
             return Outcome("failed", " ".join(f"{type(error).__name__}: {error}".split()))
     if result.status == "finished":
-        _drop(folder, keep_models)
+        drop_weights(folder, keep_models)
     return Outcome(result.status)
 
 
@@ -78,7 +78,8 @@ def _log(folder: Path) -> Iterator[None]:
         yield
 
 
-def _drop(folder: Path, keep_models: bool) -> None:
+def drop_weights(folder: Path, keep_models: bool) -> None:
+    """Take away what only going on would need, once the records are whole."""
     for name in () if keep_models else _HEAVY:
         shutil.rmtree(folder / name, ignore_errors=True)
 

@@ -17,8 +17,8 @@ from aiether.training.config import TrainConfig
 from aiether.training.length import course_of
 from aiether.training.model import Architecture, undrawn_model
 
-from .arms import Cell, cell_config, cells, check_alike
-from .spec import Claims, StudySpec
+from .arms import Cell, cell_config, cells, check_alike, tuning_cells
+from .spec import Claims, StudySpec, check_form
 from .statistics import seeds_needed, smallest_p
 
 
@@ -67,18 +67,22 @@ def check_spec(spec: StudySpec) -> dict[str, TrainConfig]:
     ValueError
         For the first thing that is wrong, saying what to change.
     """
+    check_form(spec)
     configs = {}
     for name in spec.all_conditions():
         configs[name] = cell_config(spec, Cell(name, 1.0, spec.seeds[0]))
-    for cell in cells(spec, {}):
+    every = (*tuning_cells(spec), *cells(spec, {}))
+    for cell in every:
         cell_config(spec, cell)
+    if len({cell.folder for cell in every}) < len(every):
+        raise ValueError("two lengths or learning rates are the same to twelve digits: keep one of them")
     check_alike(spec, configs)
     _check_seeds(spec)
     return configs
 
 
 def _check_seeds(spec: StudySpec) -> None:
-    planned, n = len(spec.planned()) or len(spec.factors), len(spec.seeds)
+    planned, n = max(len(spec.planned()), 2 ** len(spec.factors) - 1), len(spec.seeds)
     if planned and n < 2:
         raise ValueError(
             "seeds: one seed tests nothing; give at least 2, better 5, or comparisons: [] for no test"
@@ -110,6 +114,11 @@ def check_arms(
             raise ValueError(
                 f"eval_windows is {spec.eval_windows}, the validation text holds {len(validation)}: lower "
                 "it, or raise validation_fraction"
+            )
+        if spec.metric == "bits_per_byte" and data[name].bytes_per_token is None:
+            raise ValueError(
+                "metric is bits_per_byte, and how many bytes the tokens stand for is not known: give text, "
+                "or the tokens' tokenizer, or take metric: eval_loss"
             )
         arms[name] = Arm(name, config, shapes(config, data[name].vocab_size))
     for name, arm in arms.items():

@@ -105,7 +105,13 @@ class LocalWorkers:
             for slot in self._orders:
                 selector.register(_output(self._processes[slot]), selectors.EVENT_READ, slot)
             ready = [key.data for key, _ in selector.select(timeout_s)]
-        return [(self._orders.pop(slot), self._answer(slot)) for slot in ready]
+        return [(self._orders.pop(slot), self._ended(slot)) for slot in ready]
+
+    def _ended(self, slot: int) -> Outcome:
+        outcome = self._answer(slot)
+        if outcome.status == "failed" and (process := self._processes.pop(slot, None)) is not None:
+            _end(process)  # a GPU or memory that a fault has spoilt would fail the next runs too
+        return outcome
 
     def _answer(self, slot: int) -> Outcome:
         line = _output(self._processes[slot]).readline()
@@ -124,11 +130,15 @@ class LocalWorkers:
 
     def close(self) -> None:
         for process in self._processes.values():
-            if process.poll() is None:
-                process.kill()
-            process.communicate()
+            _end(process)
         self._processes.clear()
         self._orders.clear()
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
 
 
 def _input(process: subprocess.Popen[str]) -> IO[str]:

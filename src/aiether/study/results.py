@@ -144,7 +144,7 @@ def arm_entries(
                     "length": length,
                     "about": conditions[name].about,
                     "settings": dict(conditions[name].settings),
-                    "lr": chosen.get(name, config.lr),
+                    "lr": chosen.get(name) if spec.tuning is not None else config.lr,
                     **_models(facts[name], rows),
                     "cells": rows,
                     "summary": asdict(summarise(known)) if known else None,
@@ -284,12 +284,14 @@ def cost_entries(spec: StudySpec, entries: Sequence[Row]) -> dict[str, list[Row]
             curves = {} if baseline is None else baseline_curves(entries, baseline, cost)
             if not curves:
                 continue
-            rows = [row for row in entry["cells"] if row["status"] == "finished" and row["seed"] in curves]
+            rows = [row for row in entry["cells"] if row["status"] == "finished"]
             names = {"arm": entry["condition"], "against": baseline, "cost": cost}
             seeds = [row["seed"] for row in rows]
-            gaps = [_gap(curves[row["seed"]], row, cost, spec.metric) for row in rows]
-            shares = [_saving(curves[row["seed"]], row, cost, spec.metric) for row in rows]
-            beyond = sum(row["metric"] < min(p.loss for p in curves[row["seed"]]) for row in rows)
+            gaps = [_gap(curves.get(row["seed"], ()), row, cost) for row in rows]
+            shares = [_saving(curves.get(row["seed"], ()), row, cost) for row in rows]
+            bounds = [_least_saving(curves.get(row["seed"], ()), row, cost) for row in rows]
+            beyond = sum(bound is not None for bound in bounds)
+            told = shares if not beyond else []  # the seeds that did best would be missing from a mean
             found["equal_cost"].append(
                 names
                 | {"seeds": seeds, "differences": gaps}
@@ -299,8 +301,8 @@ def cost_entries(spec: StudySpec, entries: Sequence[Row]) -> dict[str, list[Row]
             found["savings"].append(
                 names
                 | {"seeds": seeds, "savings": shares, "beyond": beyond}
-                | _interval(shares)
-                | {"verdict": _saving_words(shares, beyond, cost)}
+                | _interval(told)
+                | {"verdict": _saving_words(shares, bounds, cost)}
             )
     return found
 
@@ -320,14 +322,21 @@ def cost_of(row: Row, cost: str) -> float:
     return row["timings"]["seconds"] if cost == "seconds" else row[cost]
 
 
-def _gap(curve: tuple[Point, ...], row: Row, cost: str, metric: str) -> float | None:
+def _gap(curve: tuple[Point, ...], row: Row, cost: str) -> float | None:
     at_cost = loss_at(curve, cost_of(row, cost))
     return None if at_cost is None else row["metric"] - at_cost
 
 
-def _saving(curve: tuple[Point, ...], row: Row, cost: str, metric: str) -> float | None:
+def _saving(curve: tuple[Point, ...], row: Row, cost: str) -> float | None:
     would = cost_at(curve, row["metric"])
     return None if would is None else 1.0 - cost_of(row, cost) / would
+
+
+def _least_saving(curve: tuple[Point, ...], row: Row, cost: str) -> float | None:
+    """What a run saved at least that is better than every one of the curve; None for another."""
+    if not curve or row["metric"] >= min(point.loss for point in curve):
+        return None
+    return 1.0 - cost_of(row, cost) / curve[-1].cost
 
 
 def _interval(values: Sequence[float | None]) -> Row:
@@ -347,11 +356,19 @@ def _gap_words(gaps: Sequence[float | None], cost: str) -> str:
     return f"{side} by {abs(mean):.3f} at equal {_UNITS[cost]}{_spread(known, '.3f')}{_left_out(gaps)}"
 
 
-def _saving_words(shares: Sequence[float | None], beyond: int, cost: str) -> str:
-    words = savings_verdict(shares, _UNITS[cost])
-    if beyond:
-        words += f" ({beyond} better than the baseline's longest run)"
-    return words
+def _saving_words(shares: Sequence[float | None], bounds: Sequence[float | None], cost: str) -> str:
+    beyond = [bound for bound in bounds if bound is not None]
+    if not beyond:
+        return savings_verdict(shares, _UNITS[cost])
+    known = [*beyond, *(share for share in shares if share is not None)]
+    least = statistics.fmean(known)
+    words = (
+        f"at least {least:.0%} fewer {_UNITS[cost]}"
+        if least > 0
+        else f"no saving shown: at most {-least:.0%} more {_UNITS[cost]}"
+    )
+    better = f"{len(beyond)} of {len(shares)} seeds better than the baseline's longest run"
+    return f"{words} ({better})"
 
 
 def _spread(known: Sequence[float], form: str) -> str:

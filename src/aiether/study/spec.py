@@ -130,10 +130,9 @@ class StudySpec:
         return tuple(Comparison(arm=arm, against=other) for arm, other in pairs if other is not None)
 
     def baseline_of(self, condition: str) -> str | None:
-        """What a condition is compared with; None for a baseline, and where there is none."""
-        if condition in self.baselines():
-            return None
-        return self.all_conditions()[condition].baseline or self.baseline
+        """What a condition is compared with: its own baseline, else the study's; None for that one itself."""
+        named = self.all_conditions()[condition].baseline or self.baseline
+        return None if named == condition else named
 
     def baselines(self) -> tuple[str, ...]:
         """The conditions that others are compared with."""
@@ -323,8 +322,12 @@ def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     """Changes over a base: mappings key by key, everything else as a whole; null takes a key out."""
     merged = dict(base)
     for key, value in changes.items():
+        if value is None and key not in merged:
+            raise ValueError(
+                f"a preset takes out {key!r}, which is not there: {unknown('key', str(key), merged)}"
+            )
         if value is None:
-            merged.pop(key, None)
+            del merged[key]
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "budget":
             merged[key] = _merge(merged[key], value)
         else:
