@@ -81,7 +81,7 @@ def test_twins_are_equal_in_every_bit_and_a_killed_worker_changes_nothing(
     killer.start()
     disturbed = carry_out(content, tmp_path / "b", place)
     killer.join()
-    (attempt,) = read_rows(tmp_path / "b" / "attempts.jsonl")
+    (_, attempt) = read_rows(tmp_path / "b" / "attempts.jsonl")
     assert attempt["reason"] == "its process ended with signal SIGKILL"
     assert without_timings(disturbed) == without_timings(undisturbed)
 
