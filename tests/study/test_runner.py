@@ -11,9 +11,10 @@ import pytest
 from tests.study.fakes import FakeWorkers, Silent
 from tests.study.test_spec import study
 
+from aiether.integrations import hold
 from aiether.study.cell import Outcome
 from aiether.study.pool import Order
-from aiether.study.runner import StudyResult, report_study, run_study
+from aiether.study.runner import StudyResult, report_study, run_study, worker_shape
 from aiether.study.spec import read_spec, spec_from
 from aiether.study.state import study_state
 from aiether.training.config import PRESETS
@@ -280,3 +281,46 @@ def test_an_arm_that_stayed_small_is_told_by_what_it_was_not_by_what_was_planned
     grown = next(arm for arm in results(tmp_path / "study")["arms"] if arm["condition"] == "grown")
     assert grown["depth"] == {"start": 1, "end": 2, "planned": 3, "ended": [2, 2, 2]}
     assert grown["flops_per_token"] == {"start": 143_616, "end": 229_632}
+
+
+def test_effects_of_a_factorial_leave_out_a_seed_that_lacks_a_run(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    def additive(condition: str, length: float, seed: int) -> float:
+        return 4.0 - 0.1 * ("deep.on" in condition) + 0.3 * ("wide.on" in condition) + 0.01 * seed
+
+    factors = {"deep": {"off": {}, "on": {"lr": 0.01}}, "wide": {"off": {}, "on": {"weight_decay": 0.3}}}
+    del content["lengths"]
+    content |= {"conditions": {}, "baseline": None, "factors": factors, "seeds": 4}
+    fails = {"deep.on+wide.off/1-seed2": ["no", "no"]}
+    run(content, tmp_path / "study", FakeWorkers(additive, fails))
+    effects = {row["effect"]: row for row in results(tmp_path / "study")["factorial"]}
+    assert effects["deep"]["differences"] == pytest.approx([-0.1] * 3)
+    assert effects["wide"]["differences"] == pytest.approx([0.3] * 3)
+    assert effects["deep x wide"]["differences"] == pytest.approx([0.0] * 3, abs=1e-12)
+    assert (effects["deep"]["seeds"], effects["deep"]["left_out"]) == ([0, 1, 3], [2])
+
+
+def test_a_folder_keeps_the_threads_that_its_first_runs_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiether.study.runner._cores", lambda: 8)
+    assert worker_shape(tmp_path, {}, 2) == (2, 4)
+    assert worker_shape(tmp_path, {}, None) == (1, 4)
+    with pytest.raises(ValueError, match="workers is 0"):
+        worker_shape(tmp_path, {}, 0)
+
+
+def test_a_run_under_way_is_seen_from_elsewhere(content: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "study"
+    run(content, folder, FakeWorkers(loss, stop_at=5))
+    state = study_state(folder)
+    assert (state.is_running, state.count("running"), state.count("waiting")) == (False, 0, 12 - 4)
+    begun = folder / "cells" / "grown" / "1-seed2"
+    begun.mkdir(parents=True)
+    (begun / "config.yaml").write_text("")
+    assert study_state(folder).count("stopped") == 1
+    with hold(begun), hold(folder):
+        state = study_state(folder)
+    assert (state.is_running, state.count("running"), state.count("waiting")) == (True, 1, 12 - 5)
+    assert state.time_left() is not None

@@ -381,7 +381,7 @@ def _spread(known: Sequence[float], form: str) -> str:
 
 def _left_out(values: Sequence[float | None]) -> str:
     missing = sum(value is None for value in values)
-    return f"; {missing} seed(s) lie outside the baseline's lengths" if missing else ""
+    return f"; {missing} seed{'s' if missing > 1 else ''} outside the baseline's curve" if missing else ""
 
 
 # -- tuning -----------------------------------------------------------------------------------------------
