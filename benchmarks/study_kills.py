@@ -113,6 +113,17 @@ def without_timings(value: Any) -> Any:
     return value
 
 
+def differences(one: Any, other: Any, place: str = "results") -> list[str]:
+    """Where two results differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = [(f"{place}.{key}", one.get(key), other.get(key)) for key in {**one, **other}]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(f"{place}[{index}]", *pair) for index, pair in enumerate(zip(one, other, strict=True))]
+    else:
+        return [] if one == other else [f"{place}: {one!r} and {other!r}"]
+    return [each for name, a, b in pairs for each in differences(a, b, name)]
+
+
 def twins_are_equal(folder: Path) -> bool:
     losses = []
     for name in ("grown", "twin"):
@@ -138,6 +149,8 @@ def main() -> None:
         rng = random.Random(arguments.seed)
         kills = kill_at_random(study, disturbed, arguments.workers, arguments.kills, rng)
         found = finish(study, disturbed, arguments.workers)
+        for difference in differences(without_timings(undisturbed), without_timings(found)):
+            print(difference, flush=True)
         result = about(seeds=[arguments.seed], more_versions=["scipy", "statsmodels"]) | {
             "kills": kills,
             "runs": sum(len(arm["cells"]) for arm in found["arms"]),
