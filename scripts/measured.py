@@ -16,7 +16,7 @@ BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 def table() -> str:
     """One row a claim: what, figure, the command that reruns it."""
-    rows = [*_growth(), _demo(), _geometry(), _watching(), _throughput(), _kills()]
+    rows = [*_growth(), _demo(), _geometry(), _watching(), _throughput(), _kills(), _study_kills()]
     return "\n".join(["| What | Measured | Rerun |", "|---|---|---|", *rows])
 
 
@@ -113,6 +113,16 @@ def _kills() -> str:
     outcome = "equal to the undisturbed run in every bit" if kills["equal"] else "not equal"
     figure = f"{len(kills['kills'])} random `kill -9`, {len(kills['growths'])} growths: {outcome}"
     return f"| Resume | {figure} | `python benchmarks/kill_resume.py` |"
+
+
+def _study_kills() -> str:
+    kills = _read("study_kills")
+    outcome = "the same results" if kills["equal_results"] else "other results"
+    figure = (
+        f"{len(kills['kills'])} `kill -9` of runner and workers, {kills['runs']} runs: {outcome}, timings "
+        "aside; two equal arms give equal curves, bit for bit"
+    )
+    return f"| A study, killed | {figure} | `python benchmarks/study_kills.py` |"
 
 
 if __name__ == "__main__":
