@@ -58,15 +58,18 @@ class RunFlags:
     ] = None
     workers: Annotated[
         int | None,
-        tyro.conf.arg(help="Runs at a time. None: one for each GPU, or one on a processor."),
+        tyro.conf.arg(help="Runs at a time. None: one for each GPU, or one on a processor; 64 Slurm jobs."),
     ] = None
     backend: Annotated[
         Literal["processes", "slurm", "submitit-local"],
-        tyro.conf.arg(help="Processes of this machine, Slurm jobs, or submitit's own processes."),
+        tyro.conf.arg(help="Processes of this machine, Slurm jobs, or submitit's own processes (no GPU)."),
     ] = "processes"
     slurm_partition: Annotated[str | None, tyro.conf.arg(help="Backend slurm: the partition.")] = None
     slurm_timeout_min: Annotated[int, tyro.conf.arg(help="Backend slurm: minutes of a job.")] = 240
     slurm_gpus: Annotated[int, tyro.conf.arg(help="Backend slurm: GPUs of a job.")] = 1
+    slurm_cpus: Annotated[
+        int, tyro.conf.arg(help="Backend slurm: cores of a job, and threads of a run in a new folder.")
+    ] = 8
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,13 @@ def run_study_command(arguments: Sequence[str]) -> int:
     command += f" --set {shlex.join(flags.set)}" if flags.set else ""
     try:
         result = run_study(
-            spec, folder, display, workers=flags.workers, backend=_backend(flags, folder), command=command
+            spec,
+            folder,
+            display,
+            workers=flags.workers,
+            backend=backend(flags, spec, folder),
+            threads=flags.slurm_cpus if flags.backend == "slurm" else None,
+            command=command,
         )
     finally:
         display.close()
@@ -174,19 +183,35 @@ def with_settings(spec: StudySpec, given: Sequence[str]) -> StudySpec:
     return replace(spec, base={**spec.base, **settings}) if settings else spec
 
 
-def _backend(flags: RunFlags, folder: Path) -> Callable[[int], Backend] | None:
+def backend(flags: RunFlags, spec: StudySpec, folder: Path) -> Callable[[int], Backend] | None:
+    """What makes the place where runs are done; None: processes of this machine.
+
+    Raises
+    ------
+    ValueError
+        For submitit's own processes where runs would take a GPU, and for a job without a core.
+    """
     if flags.backend == "processes":
         return None
+    from aiether.study.check import check_spec
+    from aiether.study.jobs import FOLDER
+    from aiether.study.runner import gpus
     from aiether.study.slurm import SubmititJobs
 
-    def make(threads: int) -> Backend:
-        parameters: dict[str, object] = {"timeout_min": flags.slurm_timeout_min, "cpus_per_task": threads}
-        if flags.backend == "slurm":
-            parameters |= {"slurm_partition": flags.slurm_partition, "gpus_per_node": flags.slurm_gpus}
-        cluster = "slurm" if flags.backend == "slurm" else "local"
-        return SubmititJobs(folder / "slurm", cluster, flags.workers or 64, parameters)
-
-    return make
+    parameters: dict[str, object] = {"timeout_min": flags.slurm_timeout_min}
+    if flags.backend == "slurm":
+        if flags.slurm_cpus < 1:
+            raise ValueError(f"slurm_cpus is {flags.slurm_cpus}: at least 1 is needed")
+        parameters |= {"slurm_partition": flags.slurm_partition, "gpus_per_node": flags.slurm_gpus}
+        return lambda threads: SubmititJobs(
+            folder / FOLDER, "slurm", flags.workers or 64, threads, parameters
+        )
+    if gpus(check_spec(spec)):
+        raise ValueError(
+            "backend submitit-local hides this machine's GPUs from its runs: take --backend processes, or "
+            "--set device=cpu"
+        )
+    return lambda threads: SubmititJobs(folder / FOLDER, "local", flags.workers or 1, threads, parameters)
 
 
 def verdicts(folder: Path) -> list[str]:

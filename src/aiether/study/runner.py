@@ -19,6 +19,8 @@ from aiether.training.config import TrainConfig
 from .arms import Cell, cells, tuning_cells
 from .check import check_arms, check_spec
 from .folder import begin, check_cells, check_folder, read_about
+from .jobs import FOLDER as JOBS_FOLDER
+from .jobs import end_left_jobs
 from .pool import Backend, LocalWorkers
 from .queue import Nobody, Observer, Queue, Study
 from .report import write_study_report
@@ -47,6 +49,7 @@ def run_study(
     *,
     workers: int | None = None,
     backend: Callable[[int], Backend] | None = None,
+    threads: int | None = None,
     command: str | None = None,
 ) -> StudyResult:
     """Run what is missing of a study in `study_dir`, then write results.json and the report.
@@ -57,6 +60,7 @@ def run_study(
     workers: processes at a time; None: one for each GPU, or one on a processor. A folder keeps the number
         of threads that its first runs had, since sums depend on it.
     backend: makes the place where runs are done from the threads of a run; None: processes of this machine.
+    threads: of a run in a folder that is new, where runs are done elsewhere; None: its share of this machine.
     command: what a reader types to run it again.
 
     Raises
@@ -70,7 +74,7 @@ def run_study(
         check_folder(spec, study_dir)
         study = look_at(spec, study_dir, configs, observer)
         begin(spec, study_dir, study.arms, command)
-        place = _place(study, workers, backend, observer)
+        place = _place(study, workers, threads, backend, observer)
         queue = Queue(study, place, observer)
         observer.message(_cost_words(study))
         append_attempts_mark(study_dir)
@@ -117,9 +121,14 @@ def look_at(
 
 
 def _place(
-    study: Study, workers: int | None, backend: Callable[[int], Backend] | None, observer: Observer
+    study: Study,
+    workers: int | None,
+    threads: int | None,
+    backend: Callable[[int], Backend] | None,
+    observer: Observer,
 ) -> Backend:
-    count, threads = worker_shape(study.folder, study.configs, workers)
+    count, threads = worker_shape(study.folder, study.configs, workers, threads)
+    end_left_jobs(study.folder / JOBS_FOLDER, observer.message)
     if backend is not None:
         return backend(threads)
     if count * threads > _cores():
@@ -138,17 +147,22 @@ def gpus(configs: Mapping[str, TrainConfig]) -> list[str]:
     return visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
 
 
-def worker_shape(study_dir: Path, configs: Mapping[str, TrainConfig], workers: int | None) -> tuple[int, int]:
-    """How many processes, and how many threads each; the threads stay what they were at a folder's start."""
+def worker_shape(
+    study_dir: Path, configs: Mapping[str, TrainConfig], workers: int | None, threads: int | None = None
+) -> tuple[int, int]:
+    """How many processes, and how many threads each; the threads stay what they were at a folder's start.
+
+    `threads` are those of runs elsewhere: what this machine has is of no account then.
+    """
     available, cores = len(gpus(configs)), _cores()
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}: at least 1 is needed")
-    if workers is not None and available and workers > available:
+    if threads is None and workers is not None and available and workers > available:
         raise ValueError(f"workers is {workers}, and there are {available} GPU(s): each worker has one")
     count = workers or available or 1
     path = study_dir / WORKERS
     if not path.is_file():
-        write_json(path, {"threads": max(1, cores // count)})
+        write_json(path, {"threads": threads or max(1, cores // count)})
     return count, int(json.loads(path.read_text(encoding="utf-8"))["threads"])
 
 
