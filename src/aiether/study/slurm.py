@@ -82,12 +82,12 @@ class SubmititJobs:
         try:
             with _without_ctrl_c():
                 job = self._executor.submit(run_order, *given)
+                self._jobs[order.folder] = _Job(order, job, word)
+                self._note()
         except RuntimeError as error:
             raise ValueError(
                 f"no job was taken: {error}; other --slurm_* flags or fewer --workers may help"
             ) from None
-        self._jobs[order.folder] = _Job(order, job, word)
-        self._note()
 
     def wait(self, timeout_s: float) -> list[tuple[Order, Outcome]]:
         """The runs that have ended since."""
@@ -154,7 +154,7 @@ def _outcome(job: _Job) -> tuple[Outcome, bool]:
 
 @contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """A process that is started here hears no Ctrl-C: that is for the runner, which has every run save."""
+    """What is started here hears no Ctrl-C: that is for the runner, once this is over; it has runs save."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
