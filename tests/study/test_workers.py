@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.study.fakes import Silent
 from tests.study.test_spec import study
 
-from aiether.study.pool import Backend, LocalWorkers
+from aiether.study.cell import Outcome, run_cell
+from aiether.study.pool import Backend, LocalWorkers, Order
 from aiether.study.results import read_rows
 from aiether.study.runner import run_study
 from aiether.study.spec import spec_from
@@ -30,13 +33,13 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = study(
         baseline=None,
         seeds=1,
-        budget={"steps": 16},
+        budget={"steps": 40},
         comparisons=[],
         allow_identical_arms=True,
         conditions={"one": {"settings": grown}, "twin": {"settings": grown}},
     )
     found["base"] |= {"dataset_path": str(place / "text.txt"), "cache_dir": str(place / "cache")}
-    found["base"] |= {"vocab_size": 300, "device": "cpu", "eval_interval_steps": 4, "save_interval_steps": 3}
+    found["base"] |= {"vocab_size": 300, "device": "cpu", "eval_interval_steps": 8, "save_interval_steps": 4}
     return found
 
 
@@ -64,12 +67,44 @@ def without_timings(value: Any) -> Any:
     return value
 
 
+class Here:
+    """Runs in this process, which has imported all that a worker would have to."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self._order: Order | None = None
+
+    def submit(self, order: Order) -> None:
+        self._order = order
+
+    def wait(self, timeout_s: float) -> list[tuple[Order, Outcome]]:
+        order = self._order
+        assert order is not None
+        return [(order, run_cell(order.folder, order.settings, keep_models=order.keep_models))]
+
+    def interrupt(self) -> Iterator[tuple[Order, Outcome]]:
+        yield from ()
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the workers have."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_twins_are_equal_in_every_bit_and_a_killed_worker_changes_nothing(
     content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiether.study.runner.write_study_report", lambda folder: folder)
-    undisturbed = carry_out(content, tmp_path / "a", LocalWorkers(1, threads=1))
+    undisturbed = carry_out(content, tmp_path / "a", Here())
     one, twin = (tmp_path / "a" / "cells" / name / "1-seed0" for name in ("one", "twin"))
     assert curve(one) == curve(twin)
     assert [row["depth"] for row in curve(one)][-1] == 2
