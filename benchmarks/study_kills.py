@@ -24,6 +24,7 @@ import psutil
 import yaml
 
 from _machine import about
+from aiether.study.results import without_timings
 
 RESULT = Path(__file__).parent / "results" / "study_kills.json"
 GROWN = {"n_layer": 1, "max_layers": 2}
@@ -101,16 +102,6 @@ def under_way(folder: Path, since: float) -> list[str]:
     records = [path for path in folder.glob("cells/*/*/metrics.jsonl") if path.stat().st_mtime > since]
     runs = [path.parent for path in records if not (path.parent / "summary.json").exists()]
     return [f"{run.parent.name}/{run.name}" for run in runs if any((run / "checkpoints").glob("step-*"))]
-
-
-def without_timings(value: Any) -> Any:
-    """Results but for what clocks measured."""
-    if isinstance(value, dict):
-        return {key: without_timings(each) for key, each in value.items() if key != "timings"}
-    if isinstance(value, list):
-        kept = (each for each in value if not (isinstance(each, dict) and each.get("cost") == "seconds"))
-        return [without_timings(each) for each in kept]
-    return value
 
 
 def differences(one: Any, other: Any, place: str = "results") -> list[str]:

@@ -20,7 +20,7 @@ from tests.study.test_spec import study
 
 from aiether.study.cell import Outcome, run_cell
 from aiether.study.pool import Backend, LocalWorkers, Order
-from aiether.study.results import read_rows
+from aiether.study.results import read_rows, without_timings
 from aiether.study.runner import run_study
 from aiether.study.spec import spec_from
 
@@ -55,16 +55,6 @@ def curve(folder: Path) -> list[dict[str, Any]]:
     clocks = ("elapsed_s", "steps_per_s", "tokens_per_s", "eval_seconds", "eval_steps_per_s")
     rows = read_rows(folder / "metrics.jsonl")
     return [{key: value for key, value in row.items() if key not in clocks} for row in rows]
-
-
-def without_timings(value: Any) -> Any:
-    """Results but for what clocks measured."""
-    if isinstance(value, dict):
-        return {key: without_timings(each) for key, each in value.items() if key != "timings"}
-    if isinstance(value, list):
-        kept = (each for each in value if not (isinstance(each, dict) and each.get("cost") == "seconds"))
-        return [without_timings(each) for each in kept]
-    return value
 
 
 class Here:

@@ -97,9 +97,7 @@ def _check_seeds(spec: StudySpec) -> None:
             )
 
 
-def check_arms(
-    spec: StudySpec, configs: Mapping[str, TrainConfig], data: Mapping[str, PackedData]
-) -> dict[str, Arm]:
+def check_arms(spec: StudySpec, configs: Mapping[str, TrainConfig], data: PackedData) -> dict[str, Arm]:
     """Every condition with its models' sizes and costs, once its claims are known to hold.
 
     Raises
@@ -109,18 +107,18 @@ def check_arms(
     """
     arms = {}
     for name, config in configs.items():
-        _, validation = windows(config, data[name], max_steps=1)
+        _, validation = windows(config, data, max_steps=1)
         if len(validation) < spec.eval_windows:
             raise ValueError(
                 f"eval_windows is {spec.eval_windows}, the validation text holds {len(validation)}: lower "
                 "it, or raise validation_fraction"
             )
-        if spec.metric == "bits_per_byte" and data[name].bytes_per_token is None:
+        if spec.metric == "bits_per_byte" and data.bytes_per_token is None:
             raise ValueError(
                 "metric is bits_per_byte, and how many bytes the tokens stand for is not known: give text, "
                 "or the tokens' tokenizer, or take metric: eval_loss"
             )
-        arms[name] = Arm(name, config, shapes(config, data[name].vocab_size))
+        arms[name] = Arm(name, config, shapes(config, data.vocab_size))
     for name, arm in arms.items():
         check_claims(name, spec.all_conditions()[name].claims, arm, arms)
     return arms

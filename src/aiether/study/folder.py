@@ -80,9 +80,7 @@ def read_about(study_dir: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check_cells(
-    spec: StudySpec, study_dir: Path, wanted: Iterable[Cell], fingerprints: Mapping[str, str]
-) -> None:
+def check_cells(spec: StudySpec, study_dir: Path, wanted: Iterable[Cell], fingerprint: str) -> None:
     """See that the runs which are there are those that the study would run now, on the same data.
 
     A preset may have changed with the version, or a text on the disk: such runs would be paired with others.
@@ -103,7 +101,7 @@ def check_cells(
             if name not in _FREE and before[name] != now[name]
         ]
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-        if environment["data"]["fingerprint"] != fingerprints[cell.condition]:
+        if environment["data"]["fingerprint"] != fingerprint:
             differing.append("its data")
         if differing:
             raise ValueError(

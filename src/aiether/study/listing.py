@@ -52,10 +52,6 @@ def _entry(spec: StudySpec) -> Listed:
     )
 
 
-def _arm(name: str, config: TrainConfig) -> Arm:
-    return Arm(name, config, shapes(config, config.vocab_size))
-
-
 def _seconds(
     spec: StudySpec, arms: Mapping[str, Arm], wanted: tuple[Cell, ...], flops: float | None
 ) -> float | None:

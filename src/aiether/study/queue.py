@@ -50,7 +50,7 @@ class Study:
     spec: StudySpec
     folder: Path
     configs: Mapping[str, TrainConfig]
-    data: Mapping[str, PackedData]
+    data: PackedData
     arms: Mapping[str, Arm]
 
     def cost(self, cell: Cell) -> float:

@@ -115,6 +115,16 @@ def environment_of(study_dir: Path, wanted: Sequence[Cell]) -> Row:
     }
 
 
+def without_timings(value: Any) -> Any:
+    """Results but for what clocks measured."""
+    if isinstance(value, dict):
+        return {key: without_timings(each) for key, each in value.items() if key != "timings"}
+    if isinstance(value, list):
+        kept = (each for each in value if not (isinstance(each, dict) and each.get("cost") == "seconds"))
+        return [without_timings(each) for each in kept]
+    return value
+
+
 # -- arms -------------------------------------------------------------------------------------------------
 
 

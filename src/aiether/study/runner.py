@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from aiether.data import PackedData, prepare
+from aiether.data import prepare
 from aiether.integrations import hold, raise_interrupts, write_json
 from aiether.training._format import duration, scientific
 from aiether.training.config import TrainConfig
@@ -95,13 +95,13 @@ def run_study(
 def _train(study: Study, queue: Queue) -> dict[str, float]:
     """Tune, then run every arm at its rate; returns the rates."""
     spec = study.spec
-    fingerprints = {name: data.fingerprint for name, data in study.data.items()}
-    check_cells(spec, study.folder, tuning_cells(spec), fingerprints)
+    fingerprint = study.data.fingerprint
+    check_cells(spec, study.folder, tuning_cells(spec), fingerprint)
     queue.all_of(tuning_cells(spec))
     chosen = choose_rates(spec, study.folder)
     wanted = cells(spec, chosen)
     queue.failures |= untuned(spec, chosen, queue.failures)
-    check_cells(spec, study.folder, wanted, fingerprints)
+    check_cells(spec, study.folder, wanted, fingerprint)
     queue.all_of(cell for cell in wanted if cell not in queue.failures)
     return chosen
 
@@ -109,14 +109,8 @@ def _train(study: Study, queue: Queue) -> dict[str, float]:
 def look_at(
     spec: StudySpec, study_dir: Path, configs: Mapping[str, TrainConfig], observer: Observer
 ) -> Study:
-    """Prepare the data and check every arm's claims on it."""
-    prepared: dict[tuple[Any, ...], PackedData] = {}
-    data = {}
-    for name, config in configs.items():
-        key = (config.tokenizer, config.vocab_size)
-        if key not in prepared:
-            prepared[key] = prepare(config, progress=observer.preparing)
-        data[name] = prepared[key]
+    """Prepare the data, which all arms share, and check every arm's claims on it."""
+    data = prepare(next(iter(configs.values())), progress=observer.preparing)
     return Study(spec, study_dir, configs, data, check_arms(spec, configs, data))
 
 
