@@ -1,0 +1,222 @@
+"""Key-value caches of layers that do not see every token, as layers of transformers' own `Cache`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from .selection import Budget, Slots
+
+_STEP = 16
+"""The capacity of a compact cache grows by multiples of so many slots."""
+
+
+class CompactLayer(CacheLayerMixin):
+    """Keys and values of the tokens that a routed layer processed; a skipped token writes nothing.
+
+    Rows hold different numbers of tokens, at the front of a common capacity. The capacity follows from the
+    number of tokens that were seen and the layer's budget, so that no length is read back from a device.
+
+    Attributes
+    ----------
+    keys, values: (B, heads, capacity, head_dim).
+    used_B, present_B: int64, tokens that each row holds, and those that went by, padding aside.
+    places_BC: int64, the place of the token in each slot, padding counted.
+    seen: tokens that went by, padding included.
+    """
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, budget: Budget) -> None:
+        super().__init__()
+        self.budget = budget
+        self.seen = 0
+        self._slots: Slots | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        batch, heads, _, head_dim = key_states.shape
+        self.keys = key_states.new_zeros(batch, heads, 0, head_dim)
+        self.values = value_states.new_zeros(batch, heads, 0, value_states.shape[-1])
+        self.places_BC = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
+        self.used_B = torch.zeros(batch, dtype=torch.long, device=self.device)
+        self.is_initialized = True
+
+    def expect(self, slots: Slots, present_BT: Tensor) -> Tensor | None:
+        """Announce the tokens that the next `update` brings; returns which columns each slot may attend to.
+
+        bool (B, 1, K, capacity); None where the slots are the first tokens there are: causal among themselves.
+        """
+        self._slots, self._first = slots, self.seen == 0
+        self._places_BK = self.seen + slots.index_BK
+        self.seen += present_BT.shape[-1]
+        self.present_B = present_BT.sum(-1) + (0 if self._first else self.present_B)
+        self._capacity = -(-self.budget.after(self.seen) // _STEP) * _STEP
+        if not self._first:
+            self._capacity = max(self._capacity, self.places_BC.shape[-1])
+        if self._first:
+            return None
+        rank_K = torch.arange(slots.index_BK.shape[-1], device=slots.index_BK.device)
+        own_BK = self.used_B[:, None] + rank_K
+        column_C = torch.arange(self._capacity, device=own_BK.device)
+        return (column_C <= own_BK[..., None])[:, None]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the filled slots behind what each row holds; returns what the slots attend to."""
+        assert self._slots is not None, "expect() comes first"
+        slots, self._slots = self._slots, None
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self._grow()
+        rank_K = torch.arange(slots.index_BK.shape[-1], device=key_states.device)
+        # An empty slot writes into one column behind the last, which is cut off again.
+        place_BK = torch.where(slots.filled_BK, self.used_B[:, None] + rank_K, self._capacity)
+        self.keys = _written(self.keys, place_BK, key_states)
+        self.values = _written(self.values, place_BK, value_states)
+        places_B1C1 = _written(self.places_BC[:, None, :, None], place_BK, self._places_BK[:, None, :, None])
+        self.places_BC = places_B1C1[:, 0, :, 0]
+        self.used_B = self.used_B + slots.count_B
+        return (key_states, value_states) if self._first else (self.keys, self.values)
+
+    def _grow(self) -> None:
+        assert self.keys is not None
+        assert self.values is not None
+        missing = self._capacity - self.keys.shape[-2]
+        if missing > 0:
+            pad = torch.nn.functional.pad
+            self.keys, self.values = pad(self.keys, (0, 0, 0, missing)), pad(self.values, (0, 0, 0, missing))
+            self.places_BC = pad(self.places_BC, (0, missing))
+
+    def get_seq_length(self) -> int:
+        """Tokens that were seen: what positions and masks of the other layers are counted from."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.keys = self.values = None
+        self.is_initialized, self.seen = False, 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order."""
+        if self.is_initialized:
+            assert self.keys is not None
+            assert self.values is not None
+            indices = indices.to(self.keys.device)
+            self.keys, self.values = self.keys[indices], self.values[indices]
+            self.places_BC, self.used_B = self.places_BC[indices], self.used_B[indices]
+            self.present_B = self.present_B[indices]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row so many times."""
+        if self.is_initialized:
+            rows = torch.arange(len(self.used_B), device=self.used_B.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens that were seen (their number, negative as in transformers)."""
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
+        self.seen -= abs(tokens_to_remove)
+        self.present_B = self.present_B - abs(
+            tokens_to_remove
+        )  # padding is on the left, never among the last
+        slot_C = torch.arange(self.places_BC.shape[-1], device=self.used_B.device)
+        kept_BC = (slot_C < self.used_B[:, None]) & (self.places_BC < self.seen)
+        self.used_B = kept_BC.sum(-1)
+
+
+def _written(into_BHCD: Tensor | None, place_BK: Tensor, values_BHKD: Tensor) -> Tensor:
+    assert into_BHCD is not None
+    padded = torch.nn.functional.pad(into_BHCD, (0, 0, 0, 1))
+    index = place_BK[:, None, :, None].expand_as(values_BHKD)
+    return padded.scatter(2, index, values_BHKD.to(into_BHCD.dtype))[:, :, :-1]
+
+
+class LatentLayer(CacheLayerMixin):
+    """Keys and values of a block that is applied again and again: one dense cache for each iteration.
+
+    A token that stopped early is seen at deeper iterations as it was at its last one.
+    """
+
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, num_iterations: int) -> None:
+        super().__init__()
+        self.iterations = [DynamicLayer() for _ in range(num_iterations)]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, iteration: int = 0, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append to one iteration's cache; returns all that it holds."""
+        self.is_initialized = True
+        return self.iterations[iteration].update(key_states, value_states)
+
+    def get_seq_length(self) -> int:
+        return self.iterations[0].get_seq_length()
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.iterations[0].get_mask_sizes(query_length)
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        for layer in self.iterations:
+            layer.reset()
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        for layer in self.iterations:
+            layer.reorder_cache(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for layer in self.iterations:
+            layer.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        for layer in self.iterations:
+            layer.batch_repeat_interleave(repeats)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        for layer in self.iterations:
+            layer.crop(tokens_to_remove)
+
+
+def own_layer(cache: Cache, index: int, kind: type[Any], *settings: Any) -> Any:
+    """The cache's layer `index` as one of `kind`, put in place of transformers' own when it is first needed.
+
+    Raises
+    ------
+    ValueError
+        For a cache that holds something else there, such as a static or quantized one.
+    """
+    while len(cache.layers) <= index:
+        cache.layers.append(DynamicLayer())
+    found = cache.layers[index]
+    if isinstance(found, kind):
+        return found
+    if type(found) is not DynamicLayer or found.is_initialized:
+        raise ValueError(
+            f"layer {index} of the cache is a {type(found).__name__}: layers with adaptive depth need "
+            "transformers' DynamicCache, empty at the start (leave cache_implementation out)"
+        )
+    cache.layers[index] = own = kind(*settings)
+    return own

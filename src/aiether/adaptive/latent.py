@@ -1,0 +1,296 @@
+"""Latent reasoning: a block that each token runs through again until it has thought enough.
+
+Iteration n computes h_n = block(h_(n-1) + inject * h_0 + step_n): the input is seen again at every iteration, and
+each knows its number. Tokens attend to each other at the same iteration; one that has stopped is seen as it was at
+its last. So a thought sees the whole context up to its token, and never a later one.
+
+Training samples one exit for each token, so that the output head is computed once, and weighs its loss with
+p_n / q_n: the mean is the expected loss over the halting distribution p, whose gradient reaches the halting head.
+The sampling distribution q is half p, half the prior. The divergence from the prior (PonderNet's, decision by
+decision) is added to the gradient. Outside training a token stops when the probability to have stopped exceeds q.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .auxiliary import attach_loss
+from .halting import Prior, bernoulli_kl, conditional_stops, prior_probabilities
+from .randomness import hashed_uniform
+
+Halting = Literal["learned", "fixed", "random", "change"]
+KeyValues = tuple[Tensor, Tensor]
+"""Keys and values, (B, heads, T, head_dim) each."""
+Store = Callable[[int, KeyValues], KeyValues]
+"""store(iteration, new keys and values) keeps them behind those of earlier tokens and returns all there are."""
+
+_SALT = 1_000_000
+"""Beyond any layer's index."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSettings:
+    """How long tokens are thought about.
+
+    Attributes
+    ----------
+    iterations: the most that a token gets, N.
+    halting: `learned`; or a control: `fixed` (always N), `random` (an exit drawn from the prior), `change` (stops
+        when an iteration changed the state by less than `change_threshold`, relatively).
+    halt_q: a token stops at the first iteration at which it has stopped with at least this probability. 0: after
+        one iteration; 1: after all.
+    prior, prior_rate, kl_weight: what the exit's distribution is drawn towards, and how strongly.
+    """
+
+    iterations: int = 4
+    halting: Halting = "learned"
+    halt_q: float = 0.5
+    prior: Prior = "uniform"
+    prior_rate: float = 0.2
+    kl_weight: float = 0.01
+    change_threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ValueError(f"iterations is {self.iterations}: it must be at least 1")
+        if self.halting not in get_args(Halting):
+            raise ValueError(f"halting is {self.halting!r}: choose one of {', '.join(get_args(Halting))}")
+        if not 0 <= self.halt_q <= 1:
+            raise ValueError(f"halt_q is {self.halt_q}: a probability from 0 to 1 is meant")
+        if self.kl_weight < 0 or self.change_threshold < 0:
+            raise ValueError(
+                f"kl_weight {self.kl_weight} and change_threshold {self.change_threshold} must be 0 or more"
+            )
+        prior_probabilities(self.prior, self.iterations, self.prior_rate)  # raises for what it cannot be
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What came of thinking.
+
+    Attributes
+    ----------
+    hidden_BTD: each token's state at its exit.
+    iterations_BT: int64, how many iterations it took.
+    weights_BT: float32, p / q of the sampled exit, through which the halting head learns; None outside training and
+        where nothing is learned.
+    """
+
+    hidden_BTD: Tensor
+    iterations_BT: Tensor
+    weights_BT: Tensor | None
+
+
+class LatentReasoning(nn.Module):
+    """A block applied up to N times a token, with per-token halting.
+
+    Args:
+        block: f(hidden_BTD, *, earlier, active_BT, store, **kwargs) -> (hidden_BTD, keys and values or None), causal,
+            residual connection included. Its attention passes its keys and values through `keep_stopped`, and
+            `store`, if there is one, before it attends; it returns what `keep_stopped` gave. A block without
+            attention returns None.
+    """
+
+    passes: Tensor
+    prior: Tensor
+    figures: Tensor
+
+    def __init__(self, block: nn.Module, hidden_size: int, settings: LatentSettings) -> None:
+        super().__init__()
+        self.block, self.settings = block, settings
+        self.auxiliary_scale = 1.0
+        self.counting = False
+        self.steps = nn.Parameter(torch.zeros(settings.iterations, hidden_size))
+        self.inject = nn.Parameter(torch.zeros(hidden_size))
+        if self.learns:
+            self.halt_weight = nn.Parameter(torch.zeros(hidden_size))
+            self.halt_bias = nn.Parameter(torch.zeros(settings.iterations - 1))
+        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.register_buffer(
+            "figures", torch.zeros(2, dtype=torch.long), persistent=False
+        )  # tokens, iterations
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a decision, and a head that takes it."""
+        return self.settings.halting == "learned" and self.settings.iterations > 1
+
+    def commit(self) -> None:
+        """Between two training passes: the next random numbers."""
+        self.passes.add_(1)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        *,
+        places_BT: Tensor,
+        present_BT: Tensor | None = None,
+        store: Store | None = None,
+        **kwargs: Any,
+    ) -> Thought:
+        """(B, T, D) -> the states at each token's exit.
+
+        Args:
+            places_BT: int64, where each token stands in its row: numbers are drawn by it.
+            present_BT: bool, False for padding, which is not counted.
+            store: where earlier tokens' keys and values are; None: nothing came before.
+            kwargs: for the block.
+        """
+        run = _Run(self, hidden_BTD, places_BT, present_BT, store)
+        state = hidden_BTD
+        for number in range(self.settings.iterations):
+            if number and run.all_stopped():
+                run.fill(number)
+                break
+            proposed, run.last = self.block(
+                state + self.inject * hidden_BTD + self.steps[number],
+                earlier=run.last,
+                active_BT=run.active_BT,
+                store=None if store is None else partial(store, number),
+                **kwargs,
+            )
+            state = run.advance(number, state, proposed)
+        if self.counting:
+            present = torch.ones_like(run.taken_BT) if present_BT is None else present_BT.long()
+            self.figures += torch.stack([present.sum(), (run.taken_BT * present).sum()])
+        return Thought(run.carry(state), run.taken_BT, run.weights_BT)
+
+    def stop_logit(self, number: int, state_BTD: Tensor) -> Tensor:
+        """The logit of stopping after iteration `number` (from 0, not the last), float32 (B, T)."""
+        return (state_BTD.float() * self.halt_weight.float()).sum(-1) + self.halt_bias[number].float()
+
+
+def keep_stopped(own: KeyValues, earlier: KeyValues | None, active_BT: Tensor) -> KeyValues:
+    """An iteration's keys and values: stopped tokens keep those of their last one."""
+    if earlier is None:
+        return own
+    active = active_BT[:, None, :, None]
+    return torch.where(active, own[0], earlier[0]), torch.where(active, own[1], earlier[1])
+
+
+class _Run:
+    """One pass: which tokens are still thinking, and what the sampled exits weigh."""
+
+    def __init__(
+        self,
+        latent: LatentReasoning,
+        hidden_BTD: Tensor,
+        places_BT: Tensor,
+        present_BT: Tensor | None,
+        store: Store | None,
+    ) -> None:
+        self.latent, self.settings, self.store = latent, latent.settings, store
+        self.places_BT, self.present_BT = places_BT.expand(hidden_BTD.shape[:2]), present_BT
+        shape, device = hidden_BTD.shape[:2], hidden_BTD.device
+        self.active_BT = torch.ones(shape, dtype=torch.bool, device=device)
+        self.taken_BT = torch.zeros(shape, dtype=torch.long, device=device)
+        prior = prior_probabilities(self.settings.prior, self.settings.iterations, self.settings.prior_rate)
+        self.prior_stops = conditional_stops(prior).tolist()
+        self.training = latent.training and self.settings.halting != "fixed"
+        self.last: KeyValues | None = None
+        ones = torch.ones(shape, dtype=torch.float32, device=device)
+        self.reached_p_BT, self.reached_q_BT = ones, ones  # the chance to get here under p, and as sampled
+        self.weights_BT: Tensor | None = ones if self.training and latent.learns else None
+        self.divergence_BT: Tensor | None = None
+
+    def all_stopped(self) -> bool:
+        """Whether nothing is left to do; asked outside training and compiled code, since it waits for a device."""
+        if self.latent.training or self.settings.halting == "fixed" or torch.compiler.is_compiling():
+            return False
+        if self.active_BT.device.type == "meta":
+            return False
+        active_BT = self.active_BT if self.present_BT is None else self.active_BT & self.present_BT
+        return not bool(active_BT.any())
+
+    def fill(self, number: int) -> None:
+        """Later tokens may think longer than all of these: the deeper iterations get these ones' last keys."""
+        if self.store is not None and self.last is not None:
+            for deeper in range(number, self.settings.iterations):
+                self.store(deeper, self.last)
+
+    def advance(self, number: int, state_BTD: Tensor, proposed_BTD: Tensor) -> Tensor:
+        """The state after an iteration: stopped tokens keep theirs; then some stop."""
+        state = torch.where(self.active_BT[..., None], proposed_BTD, state_BTD)
+        self.taken_BT = self.taken_BT + self.active_BT
+        if number < self.settings.iterations - 1:
+            stops_BT = self._stops(number, state_BTD, state)
+            self.active_BT = self.active_BT & ~stops_BT
+        return state
+
+    def _stops(self, number: int, before_BTD: Tensor, state_BTD: Tensor) -> Tensor:
+        settings, prior = self.settings, self.prior_stops[number]
+        if settings.halting == "fixed":
+            return torch.zeros_like(self.active_BT)
+        if settings.halting == "change" and not self.training:
+            moved = (state_BTD - before_BTD).float().norm(dim=-1)
+            return moved < settings.change_threshold * before_BTD.float().norm(dim=-1)
+        if not self.latent.learns:  # random, and `change` in training: exits drawn from the prior
+            count = self.latent.passes if self.training else None
+            return hashed_uniform(self.places_BT, _SALT + number, count) < prior
+        logit_BT = self.latent.stop_logit(number, state_BTD)
+        stop_p_BT = torch.sigmoid(logit_BT)
+        if not self.training:
+            self.reached_p_BT = self.reached_p_BT * (1 - stop_p_BT)
+            return 1 - self.reached_p_BT >= settings.halt_q
+        return self._sampled(number, logit_BT, stop_p_BT, prior)
+
+    def _sampled(self, number: int, logit_BT: Tensor, stop_p_BT: Tensor, prior: float) -> Tensor:
+        """An exit drawn from q = (p + prior) / 2, its weight p / q, and this decision's share of the divergence.
+
+        q as a mixture: having come here under it, the chance that it is p's path is reached_p / (2 reached_q).
+        """
+        with torch.no_grad():
+            reached_prior = 2 * self.reached_q_BT - self.reached_p_BT.detach()
+            stop_mass = self.reached_p_BT.detach() * stop_p_BT.detach() + reached_prior * prior
+            stop_q_BT = stop_mass / (2 * self.reached_q_BT)
+            drawn = hashed_uniform(self.places_BT, _SALT + number, self.latent.passes)
+            stops_BT = drawn < stop_q_BT
+        share = (self.reached_p_BT / self.reached_q_BT) * bernoulli_kl(logit_BT, prior)
+        share = share * self.active_BT
+        self.divergence_BT = share if self.divergence_BT is None else self.divergence_BT + share
+        stopping, going = self.active_BT & stops_BT, self.active_BT & ~stops_BT
+        p_stop, q_stop = self.reached_p_BT * stop_p_BT, self.reached_q_BT * stop_q_BT
+        p_go, q_go = self.reached_p_BT * (1 - stop_p_BT), self.reached_q_BT * (1 - stop_q_BT)
+        assert self.weights_BT is not None
+        self.weights_BT = torch.where(stopping, p_stop / q_stop, self.weights_BT)
+        self.weights_BT = torch.where(going, p_go / q_go, self.weights_BT)  # final if nothing stops it later
+        self.reached_p_BT = torch.where(going, p_go, self.reached_p_BT)
+        self.reached_q_BT = torch.where(going, q_go, self.reached_q_BT)
+        return stops_BT
+
+    def carry(self, state_BTD: Tensor) -> Tensor:
+        """The final states, carrying the divergence from the prior in training."""
+        if self.divergence_BT is None or not torch.is_grad_enabled():
+            return state_BTD
+        present = torch.ones_like(self.divergence_BT) if self.present_BT is None else self.present_BT.float()
+        mean = (self.divergence_BT * present).sum() / present.sum().clamp_min(1)
+        return attach_loss(state_BTD, mean * self.settings.kl_weight * self.latent.auxiliary_scale)
+
+
+def weighted_surrogate(losses: Tensor, weights: Tensor, counted: Tensor) -> Tensor:
+    """Sum of p/q-weighted losses, whose gradient has little variance: a baseline is taken off before it reaches p.
+
+    The gradient with respect to p of the sum over exits of p_n b is zero for any b, so the mean loss goes.
+
+    Args:
+        losses: float32, one a token; `weights` its p/q; `counted` 1 where a token has a label.
+    """
+    fixed, mean = weights.detach(), (losses.detach() * counted).sum() / counted.sum().clamp_min(1)
+    through_p = (weights - fixed) * (losses.detach() - mean)
+    return ((fixed * losses + through_p) * counted).sum()
+
+
+def expected_divergence(stop_logits_N1: Tensor, prior: Tensor) -> Tensor:
+    """KL(p || prior) of the exit's distribution in closed form, from the N - 1 logits along the last dimension."""
+    stops = F.pad(torch.sigmoid(stop_logits_N1), (0, 1), value=1.0)
+    reached = torch.cat([torch.ones_like(stops[..., :1]), (1 - stops[..., :-1]).cumprod(-1)], dim=-1)[
+        ..., :-1
+    ]
+    return (reached * bernoulli_kl(stop_logits_N1, conditional_stops(prior)[:-1])).sum(-1)

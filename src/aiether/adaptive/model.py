@@ -1,0 +1,359 @@
+"""LAHR: a Llama with Mixture-of-Depths layers, a latent block that iterates, and a memory; each can be left out.
+
+With none of them it is transformers' Llama, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+
+from .cache import LatentLayer, own_layer
+from .config import LahrConfig
+from .latent import KeyValues, LatentReasoning, Thought, keep_stopped, weighted_surrogate
+from .masks import attention_mask as mask_for
+from .memory import ProductKeyMemory
+from .mixture_of_depths import commit_routing, routed_forward
+from .routing import FIGURES, Routing
+
+IGNORED = -100
+
+
+class LahrDecoderLayer(LlamaDecoderLayer):
+    """Llama's layer; a routed one runs on the tokens that its router chooses."""
+
+    def __init__(self, config: LahrConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.config = config
+        routed = config.is_routed(layer_idx)
+        self.routing = Routing(config.hidden_size, config.routing_settings(), layer_idx) if routed else None
+
+    def forward(self, hidden_states: Tensor, token_mask: Tensor | None = None, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        if self.routing is None:
+            return super().forward(hidden_states, **kwargs)
+        return routed_forward(
+            super().forward,
+            self.routing,
+            self.self_attn.layer_idx,
+            hidden_states,
+            implementation=self.config._attn_implementation,
+            token_mask=token_mask,
+            **kwargs,
+        )
+
+
+class LatentBlock(nn.Module):
+    """The block that is iterated: Llama's layer, whose attention sees stopped tokens as they last were."""
+
+    def __init__(self, config: LahrConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.self_attn = LlamaAttention(config, layer_idx=0)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        *,
+        earlier: KeyValues | None,
+        active_BT: Tensor,
+        store: Any = None,
+        attention_mask: Tensor | None = None,
+        position_embeddings: KeyValues,
+    ) -> tuple[Tensor, KeyValues]:
+        kept = _Kept(earlier, active_BT, store)
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_BTD),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=kept,
+        )
+        hidden_BTD = hidden_BTD + attended
+        hidden_BTD = hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
+        return hidden_BTD, kept.own
+
+
+class _Kept:
+    """Stands where attention looks for a cache, to get hold of its keys and values."""
+
+    own: KeyValues
+
+    def __init__(self, earlier: KeyValues | None, active_BT: Tensor, store: Any) -> None:
+        self._earlier, self._active_BT, self._store = earlier, active_BT, store
+
+    def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> KeyValues:
+        self.own = keep_stopped((keys, values), self._earlier, self._active_BT)
+        return self.own if self._store is None else self._store(self.own)
+
+
+@dataclass
+class LahrOutput(BaseModelOutputWithPast):
+    """The base model's output.
+
+    Attributes
+    ----------
+    loss_weights: (B, T), what a token's loss counts in training (p / q of its sampled exit); None: 1.
+    iterations: int64 (B, T), how many latent iterations each token took; None without a latent block.
+    """
+
+    loss_weights: Tensor | None = None
+    iterations: Tensor | None = None
+
+
+class LahrPreTrainedModel(LlamaPreTrainedModel):
+    """What both classes share."""
+
+    config: LahrConfig
+    config_class = LahrConfig
+    _no_split_modules = ["LahrDecoderLayer", "LatentBlock"]  # noqa: RUF012 - as transformers declares it
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _can_compile_fullgraph = False
+    _can_record_outputs = {"hidden_states": LahrDecoderLayer, "attentions": LlamaAttention}  # noqa: RUF012
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, Routing) and module.settings.learned:
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, ProductKeyMemory):
+            nn.init.normal_(module.keys, std=module.settings.key_size**-0.5)
+
+    def reset_compute_figures(self) -> None:
+        """Begin to count what tokens cost; counting goes on until `compute_figures`."""
+        for module in self.modules():
+            if isinstance(module, Routing | LatentReasoning):
+                module.figures.zero_()
+                module.counting = True
+            elif isinstance(module, ProductKeyMemory):
+                module.reset_usage()
+                module.counting = True
+
+    def compute_figures(self) -> dict[str, float]:
+        """What was counted since `reset_compute_figures`: realised capacity, iterations, memory."""
+        figures: dict[str, float] = {}
+        routed = [m for m in self.modules() if isinstance(m, Routing)]
+        if routed:
+            counts = dict(zip(FIGURES, torch.stack([m.figures for m in routed]).sum(0).tolist(), strict=True))
+            figures["capacity"] = counts["processed"] / max(1, counts["tokens"])
+            figures["capacity_dropped"] = (counts["wanted"] - counts["processed"]) / max(1, counts["wanted"])
+            if routed[0].settings.learned:
+                figures["router_precision"] = counts["agreed"] / max(1, counts["wanted"])
+                figures["router_recall"] = counts["agreed"] / max(1, counts["top_k"])
+        for module in self.modules():
+            if isinstance(module, LatentReasoning):
+                tokens, iterations = module.figures.tolist()
+                figures["iterations"] = iterations / max(1, tokens)
+            if isinstance(module, ProductKeyMemory):
+                figures |= module.usage_figures()
+            if hasattr(module, "counting"):
+                module.counting = False  # type: ignore[assignment]
+        return figures
+
+
+class LahrModel(LahrPreTrainedModel):
+    """Embeddings, layers (some routed), memory in their middle, latent block behind them, final norm."""
+
+    def __init__(self, config: LahrConfig) -> None:
+        super().__init__(config)
+        config.check()
+        self.padding_idx, self.vocab_size = config.pad_token_id, config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        learned = config.positions == "learned"
+        self.embed_positions = (
+            nn.Embedding(config.max_position_embeddings, config.hidden_size) if learned else None
+        )
+        self.layers = nn.ModuleList(
+            LahrDecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        memory, latent = config.memory_settings(), config.latent_settings()
+        self.memory = None if memory is None else ProductKeyMemory(config.hidden_size, memory)
+        self.latent = (
+            None if latent is None else LatentReasoning(LatentBlock(config), config.hidden_size, latent)
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> LahrOutput:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if self.training and torch.is_grad_enabled():
+            commit_routing(self)
+        hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if self.gradient_checkpointing and self.training:
+            use_cache = False
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        places_1T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None] + seen
+        position_ids = places_1T if position_ids is None else position_ids
+        given_mask = attention_mask
+        causal_mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=hidden_BTD,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+        )
+        token_mask = _present(given_mask, hidden_BTD.shape[1])
+        if self.embed_positions is not None:
+            hidden_BTD = hidden_BTD + self.embed_positions(position_ids)
+        shared: dict[str, Any] = {
+            "attention_mask": causal_mask,
+            "position_embeddings": self._rotary(hidden_BTD, position_ids),
+        }
+        memory_before = round(self.config.memory_at * len(self.layers))
+        for index, layer in enumerate(self.layers):
+            hidden_BTD = self._remembered(hidden_BTD, index == memory_before)
+            hidden_BTD = layer(
+                hidden_BTD,
+                token_mask=token_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **shared,
+            )
+        hidden_BTD = self._remembered(hidden_BTD, memory_before == len(self.layers))
+        thought = self._thought(hidden_BTD, position_ids, token_mask, past_key_values, shared)
+        return LahrOutput(
+            last_hidden_state=self.norm(thought.hidden_BTD),  # type: ignore[arg-type]
+            past_key_values=past_key_values if use_cache else None,
+            loss_weights=thought.weights_BT,
+            iterations=None if self.latent is None else thought.iterations_BT,
+        )
+
+    def _rotary(self, hidden_BTD: Tensor, position_ids: Tensor) -> KeyValues:
+        """Rotary tables; with learned positions, those of a rotation by nothing."""
+        cos, sin = self.rotary_emb(hidden_BTD, position_ids=position_ids)
+        return (cos, sin) if self.embed_positions is None else (torch.ones_like(cos), torch.zeros_like(sin))
+
+    def _remembered(self, hidden_BTD: Tensor, here: bool) -> Tensor:
+        return hidden_BTD + self.memory(hidden_BTD) if here and self.memory is not None else hidden_BTD
+
+    def _thought(
+        self,
+        hidden_BTD: Tensor,
+        position_ids: Tensor,
+        token_mask: Tensor | None,
+        past_key_values: Cache | None,
+        shared: dict[str, Any],
+    ) -> Thought:
+        if self.latent is None:
+            return Thought(hidden_BTD, torch.zeros(()), None)
+        store = None
+        if past_key_values is not None:
+            latent_cache = own_layer(
+                past_key_values, len(self.layers), LatentLayer, self.latent.settings.iterations
+            )
+
+            def store(iteration: int, own: KeyValues) -> KeyValues:
+                return latent_cache.update(*own, iteration=iteration)
+
+        if shared["attention_mask"] is None and past_key_values is None:
+            shared = {
+                **shared,
+                "attention_mask": mask_for(
+                    None, hidden_BTD.shape[1], self.config._attn_implementation, hidden_BTD
+                ),
+            }
+        return self.latent(hidden_BTD, places_BT=position_ids, present_BT=token_mask, store=store, **shared)
+
+
+def _present(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
+    """Which of the last tokens are no padding; None: all, or not said."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return None
+    return attention_mask[:, -num_tokens:].bool()
+
+
+class LahrForCausalLM(LahrPreTrainedModel, GenerationMixin):
+    """A LAHR model with a tied output head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: LahrConfig) -> None:
+        super().__init__(config)
+        self.model = LahrModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """`labels` are the inputs (the shift happens here). In training the loss weighs each token's sampled exit."""
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(output.last_hidden_state[:, kept, :])
+        loss = None
+        if labels is not None:
+            loss = causal_lm_loss(logits, labels, output.loss_weights, num_items_in_batch)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values)
+
+
+def causal_lm_loss(
+    logits_BTV: Tensor, labels_BT: Tensor, weights_BT: Tensor | None, num_items: Tensor | int | None
+) -> Tensor:
+    """Next-token cross-entropy in float32, over `num_items` (None: the labelled tokens); weighted in training."""
+    shifted = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
+    counted = shifted != IGNORED
+    num_items = counted.sum() if num_items is None else num_items
+    losses = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), shifted.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    if weights_BT is None:
+        return losses.sum() / num_items
+    return weighted_surrogate(losses, weights_BT.flatten(), counted.flatten().float()) / num_items
+
+
+AutoConfig.register("lahr", LahrConfig)
+AutoModel.register(LahrConfig, LahrModel)
+AutoModelForCausalLM.register(LahrConfig, LahrForCausalLM)

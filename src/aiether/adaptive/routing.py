@@ -1,0 +1,224 @@
+"""Which tokens a layer processes: Mixture-of-Depths (Raposo et al. 2024, arXiv:2404.02258) and its controls.
+
+Training with `topk` takes the k tokens of highest score in a sequence, so that later tokens decide about earlier
+ones. Generating cannot: a predictor says from a token alone whether it would be among them. With `threshold`
+the same causal rule holds in training and after it: a score above a calibrated threshold, slots filled in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .auxiliary import attach_loss
+from .cache import CompactLayer
+from .randomness import hashed_uniform
+from .selection import Budget, Slots, add_back, first, gather, top_k, within_budget
+
+Router = Literal["topk", "threshold", "random", "stride"]
+Predictor = Literal["router", "head"]
+
+_INIT_STD = 0.02
+
+FIGURES = ("tokens", "wanted", "processed", "top_k", "agreed")
+"""What is counted: tokens, those that the router wanted, those that were processed, the k highest of each
+sequence, and how many of these were wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutingSettings:
+    """How a layer chooses its tokens.
+
+    Attributes
+    ----------
+    capacity: share of the tokens that the layer processes.
+    router: `topk`, `threshold`, or a control: `random`, `stride` (every 1/capacity-th token).
+    predictor: router `topk`: who decides outside training. `router`: the router's own sign, taught by a binary
+        cross-entropy on its weights; `head`: a second head on detached hidden states.
+    slack, burst: outside training (and with `threshold` in it) a layer processes at most
+        ceil(capacity * slack * tokens) + burst of the tokens so far.
+    threshold_momentum: router `threshold`: how slowly the threshold follows the scores.
+    """
+
+    capacity: float = 0.125
+    router: Router = "topk"
+    predictor: Predictor = "router"
+    slack: float = 1.5
+    burst: int = 8
+    threshold_momentum: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0 < self.capacity <= 1:
+            raise ValueError(f"capacity is {self.capacity}: a share above 0 and at most 1 is meant")
+        for name, choices in (("router", get_args(Router)), ("predictor", get_args(Predictor))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
+        if self.slack < 1 or self.burst < 1:
+            raise ValueError(f"slack is {self.slack} and burst {self.burst}: each must be at least 1")
+        if not 0 <= self.threshold_momentum < 1:
+            raise ValueError(f"threshold_momentum is {self.threshold_momentum}: it must be from 0 to below 1")
+
+    @property
+    def learned(self) -> bool:
+        """Whether scores are learned; else the router is a control."""
+        return self.router in ("topk", "threshold")
+
+    @property
+    def budget(self) -> Budget:
+        """The bound on what the layer processes where the future is unknown."""
+        rate = self.capacity if self.router == "stride" else self.capacity * self.slack
+        return Budget(min(1.0, rate), self.burst)
+
+    def top_k(self, length: int) -> int:
+        """Slots of a sequence in training with `topk` and `random`."""
+        return max(1, math.ceil(self.capacity * length - 1e-9))
+
+
+class Routing(nn.Module):
+    """Chooses tokens, runs a block on them, and adds what the block changed, weighted by the router.
+
+    Args:
+        hidden_size: D.
+        layer: tells layers apart where numbers are drawn.
+    """
+
+    threshold: Tensor
+    next_threshold: Tensor
+    passes: Tensor
+    figures: Tensor
+
+    def __init__(self, hidden_size: int, settings: RoutingSettings, layer: int = 0) -> None:
+        super().__init__()
+        self.settings, self.layer = settings, layer
+        self.auxiliary_scale = 1.0
+        self.counting = False
+        if settings.learned:
+            self.weight = nn.Parameter(torch.randn(hidden_size) * _INIT_STD)
+        if settings.router == "topk" and settings.predictor == "head":
+            self.predictor_weight = nn.Parameter(torch.zeros(hidden_size))
+            self.predictor_bias = nn.Parameter(torch.zeros(1))
+        elif settings.router == "topk":
+            self.bias = nn.Parameter(torch.zeros(1))
+        if settings.router == "threshold":
+            self.register_buffer("threshold", torch.zeros(()))
+            self.register_buffer("next_threshold", torch.zeros(()))
+        if settings.router == "random":
+            self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.register_buffer("figures", torch.zeros(len(FIGURES), dtype=torch.long), persistent=False)
+
+    def forward(
+        self,
+        block: Callable[..., Any],
+        hidden_BTD: Tensor,
+        *,
+        present_BT: Tensor | None = None,
+        cache: CompactLayer | None = None,
+        run: Callable[[Slots, Tensor, Tensor | None], Tensor] | None = None,
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D), the same shapes whatever is chosen.
+
+        Args:
+            block: f(hidden_BKD) -> (B, K, D), residual connection included.
+            present_BT: bool, False for padding; None: no padding.
+            cache: what earlier tokens of these rows left.
+            run: in place of `block`: also gets the slots, and the columns that each slot may attend to
+                (None: causal among the slots).
+        """
+        if present_BT is None:
+            present_BT = torch.ones(hidden_BTD.shape[:2], dtype=torch.bool, device=hidden_BTD.device)
+        scores_BT = self._scores(hidden_BTD)
+        slots = self._choose(hidden_BTD, scores_BT, present_BT, cache)
+        chosen_BKD = gather(hidden_BTD, slots)
+        columns = None if cache is None else cache.expect(slots, present_BT)
+        output_BKD = block(chosen_BKD) if run is None else run(slots, chosen_BKD, columns)
+        change_BKD = output_BKD - chosen_BKD
+        if self.settings.learned:
+            gate_BK = torch.sigmoid(gather(scores_BT[..., None], slots))
+            change_BKD = change_BKD * gate_BK.to(change_BKD.dtype)
+        return add_back(self._taught(hidden_BTD, scores_BT, slots, present_BT), slots, change_BKD)
+
+    def commit(self) -> None:
+        """Between two training passes: the threshold that the last one found, the next random numbers.
+
+        Not inside a pass, which gradient checkpointing runs a second time.
+        """
+        with torch.no_grad():
+            if self.settings.router == "threshold":
+                self.threshold.copy_(self.next_threshold)
+            if self.settings.router == "random":
+                self.passes.add_(1)
+
+    def _scores(self, hidden_BTD: Tensor) -> Tensor:
+        """float32, so that one path's rounding is not another path's decision."""
+        if not self.settings.learned:
+            return hidden_BTD.new_zeros(hidden_BTD.shape[:2], dtype=torch.float32)
+        return (hidden_BTD.float() * self.weight.float()).sum(-1)
+
+    def _choose(
+        self, hidden_BTD: Tensor, scores_BT: Tensor, present_BT: Tensor, cache: CompactLayer | None
+    ) -> Slots:
+        settings, length = self.settings, hidden_BTD.shape[1]
+        places_BT = (present_BT.cumsum(-1) - 1).clamp_min(0)
+        if cache is not None and cache.seen:
+            places_BT = places_BT + cache.present_B[:, None]
+        with torch.no_grad():
+            if self.training and settings.router == "random":
+                scores_BT = hashed_uniform(places_BT, self.layer, self.passes)
+            if self.training and settings.router in ("topk", "random"):
+                return top_k(scores_BT, present_BT, settings.top_k(length))
+            if self.training and settings.router == "threshold":
+                self._follow(scores_BT, present_BT)
+            wanted_BT = self._wanted(hidden_BTD, scores_BT, places_BT) & present_BT
+            used_B = cache.used_B if cache is not None and cache.seen else None
+            admitted_BT = within_budget(wanted_BT, places_BT, settings.budget, used_B)
+            if self.counting:
+                self._count(scores_BT, present_BT, wanted_BT, admitted_BT)
+            seen = 0 if cache is None else cache.seen
+            return first(admitted_BT, min(length, settings.budget.after(seen + length)))
+
+    def _wanted(self, hidden_BTD: Tensor, scores_BT: Tensor, places_BT: Tensor) -> Tensor:
+        """What the causal rule wants of each token, whatever comes after it."""
+        settings = self.settings
+        if settings.router == "threshold":
+            return scores_BT > self.threshold
+        if settings.router == "topk":
+            return self._predicted(hidden_BTD, scores_BT) > 0
+        if settings.router == "random":
+            return hashed_uniform(places_BT, self.layer) < settings.capacity
+        return places_BT % round(1 / settings.capacity) == 0
+
+    def _predicted(self, hidden_BTD: Tensor, scores_BT: Tensor) -> Tensor:
+        """The logit of being among the k highest; its gradient reaches the predictor's own weights only."""
+        hidden_BTD = hidden_BTD.detach().float()
+        if self.settings.predictor == "head":
+            return (hidden_BTD * self.predictor_weight.float()).sum(-1) + self.predictor_bias.float()
+        return (hidden_BTD * self.weight.float()).sum(-1) + self.bias.float()
+
+    def _follow(self, scores_BT: Tensor, present_BT: Tensor) -> None:
+        """The next threshold: towards the score that a share `capacity` of these tokens exceeds."""
+        scores_BT = scores_BT.masked_fill(~present_BT, float("-inf"))
+        found = scores_BT.topk(self.settings.top_k(scores_BT.shape[-1]), dim=-1).values[:, -1].mean()
+        momentum = self.settings.threshold_momentum
+        self.next_threshold.copy_(momentum * self.threshold + (1 - momentum) * found)
+
+    def _taught(self, hidden_BTD: Tensor, scores_BT: Tensor, slots: Slots, present_BT: Tensor) -> Tensor:
+        """The hidden states, carrying the predictor's loss in training with `topk`."""
+        if not (self.training and torch.is_grad_enabled() and self.settings.router == "topk"):
+            return hidden_BTD
+        target_BT = torch.zeros_like(scores_BT).scatter(-1, slots.index_BK, slots.filled_BK.float())
+        logits_BT = self._predicted(hidden_BTD, scores_BT)
+        loss_BT = F.binary_cross_entropy_with_logits(logits_BT, target_BT, reduction="none")
+        loss = (loss_BT * present_BT).sum() / present_BT.sum().clamp_min(1)
+        return attach_loss(hidden_BTD, loss * self.auxiliary_scale)
+
+    def _count(self, scores_BT: Tensor, present_BT: Tensor, wanted_BT: Tensor, admitted_BT: Tensor) -> None:
+        best = top_k(scores_BT, present_BT, self.settings.top_k(scores_BT.shape[-1]))
+        best_BT = torch.zeros_like(present_BT).scatter(-1, best.index_BK, best.filled_BK)
+        counted = (present_BT, wanted_BT, admitted_BT, best_BT, best_BT & wanted_BT)
+        self.figures += torch.stack([each.sum() for each in counted])
