@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from aiether.cli._settings import ABOUT, GROUPS
+from aiether.cli._settings import ABOUT, GROUPS, flag_name
 from aiether.training.coerce import describe
 from aiether.training.config import TrainConfig, merge, setting_types
 
@@ -45,7 +45,7 @@ def page_with_tables(page: str) -> str:
 def _row(name: str, text: str, report: TrainConfig, recommended: TrainConfig) -> str:
     allowed = describe(setting_types()[name]).removeprefix("one of ").replace(" or nothing (null)", "")
     values = " | ".join(_shown(getattr(config, name)) for config in (report, recommended))
-    return f"| `--{name}` | {allowed} | {values} | {text} |"
+    return f"| `--{flag_name(name)}` | {allowed} | {values} | {text} |"
 
 
 def _shown(value: Any) -> str:

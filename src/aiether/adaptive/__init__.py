@@ -1,15 +1,37 @@
-"""Depth per token: Mixture-of-Depths routing, latent reasoning with halting, memory, and the LAHR model of them."""
+"""Depth per token: Mixture-of-Depths, latent reasoning with halting, memory, and the LAHR model of them.
+
+Names are imported when they are asked for: settings alone need neither torch nor transformers.
+"""
 
 from __future__ import annotations
 
-from .auxiliary import attach_loss, set_auxiliary_scale
-from .config import PARTS, SIZES, LahrCondition, LahrConfig, LahrSettings, lahr_parts
-from .halting import exit_probabilities, prior_probabilities
-from .latent import LatentReasoning, LatentSettings, Thought
-from .memory import MemorySettings, ProductKeyMemory
-from .mixture_of_depths import MixtureOfDepths, add_mixture_of_depths, commit_routing
-from .model import LahrForCausalLM, LahrModel
-from .routing import Routing, RoutingSettings
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .auxiliary import attach_loss, set_auxiliary_scale
+    from .config import LahrConfig, lahr_parts
+    from .halting import exit_probabilities, prior_probabilities
+    from .inference import set_halt_q
+    from .latent import LatentReasoning, LatentSettings, Thought
+    from .memory import MemorySettings, ProductKeyMemory
+    from .mixture_of_depths import MixtureOfDepths, add_mixture_of_depths, commit_routing
+    from .model import LahrForCausalLM, LahrModel
+    from .routing import Routing, RoutingSettings
+    from .settings import PARTS, SIZES, LahrCondition, LahrSettings
+
+_HOMES = {
+    "auxiliary": ("attach_loss", "set_auxiliary_scale"),
+    "config": ("LahrConfig", "lahr_parts"),
+    "halting": ("exit_probabilities", "prior_probabilities"),
+    "inference": ("set_halt_q",),
+    "latent": ("LatentReasoning", "LatentSettings", "Thought"),
+    "memory": ("MemorySettings", "ProductKeyMemory"),
+    "mixture_of_depths": ("MixtureOfDepths", "add_mixture_of_depths", "commit_routing"),
+    "model": ("LahrForCausalLM", "LahrModel"),
+    "routing": ("Routing", "RoutingSettings"),
+    "settings": ("PARTS", "SIZES", "LahrCondition", "LahrSettings"),
+}
 
 __all__ = [
     "PARTS",
@@ -34,4 +56,12 @@ __all__ = [
     "lahr_parts",
     "prior_probabilities",
     "set_auxiliary_scale",
+    "set_halt_q",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,7 +41,7 @@ def parse(
         with contextlib.redirect_stderr(refusal):
             return tyro.cli(
                 flags,
-                args=list(arguments),
+                args=[_dotted(argument) for argument in arguments],
                 prog=program,
                 description=description,
                 use_underscores=True,
@@ -57,6 +57,14 @@ def parse(
     )
     expected = f"expected {program} {usage} [flags]; " if usage else ""
     raise ValueError(fault or f"{expected}see {program} --help")
+
+
+def _dotted(argument: str) -> str:
+    """`--lahr_capacity` is `--lahr.capacity`."""
+    for start in ("--lahr_", "--lahr-"):
+        if argument.startswith(start):
+            return "--lahr." + argument.removeprefix(start)
+    return argument
 
 
 def explain(arguments: Sequence[str], types: Mapping[str, Any]) -> str | None:
@@ -96,7 +104,7 @@ def given_flags(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 def setting_name(flag: str, types: Mapping[str, Any]) -> str:
     """The setting that a flag as typed is about: `--no-bf16` is about `bf16`."""
-    name = flag.lstrip("-").replace("-", "_")
+    name = flag.lstrip("-").replace("-", "_").replace("lahr.", "lahr_")
     positive = name.removeprefix("no_")
     return positive if types.get(positive) is bool else name
 

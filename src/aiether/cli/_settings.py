@@ -24,7 +24,8 @@ GROUPS: dict[str, dict[str, str]] = {
         "cache_dir": "Where prepared tokens are kept. None: ~/.cache/aiether.",
     },
     "model": {
-        "arch": "transformers' GPT-2 or Llama.",
+        "arch": "transformers' GPT-2 or Llama, or LAHR: a Llama with adaptive depth.",
+        "size": "A shape by name: layers, heads, width and context, where these are not given; no growth.",
         "n_layer": "Layers at the start.",
         "n_head": "Attention heads.",
         "n_embd": "Embedding width; a multiple of n_head.",
@@ -114,6 +115,30 @@ GROUPS: dict[str, dict[str, str]] = {
         "unfreeze": "Protocol report: all old layers at once, or from the new ones outwards.",
         "unfreeze_interval_steps": "Gradual unfreezing: steps between layers.",
     },
+    "adaptive depth": {
+        "lahr_condition": "Architecture lahr: which of its three parts the model has.",
+        "lahr_mod": "Whether it has Mixture-of-Depths layers. None: as the condition says.",
+        "lahr_latent": "Whether it has a latent block that iterates. None: as the condition says.",
+        "lahr_memory": "Whether it has a product-key memory. None: as the condition says.",
+        "lahr_every": "The last of each so many layers is routed.",
+        "lahr_capacity": "Share of the tokens that a routed layer processes.",
+        "lahr_router": "The k best tokens of a sequence (generation goes by a predictor), all above a threshold "
+        "(causal in training too), or a control: random tokens, every n-th token.",
+        "lahr_predictor": "Router topk: the router's own sign or a second head predicts who is among the k.",
+        "lahr_slack": "A routed layer takes at most capacity times this of the tokens so far, while generating.",
+        "lahr_burst": "And so many more.",
+        "lahr_iterations": "Latent iterations that a token gets at most.",
+        "lahr_halting": "Learned; or a control: all iterations, a random number, until the state changes little.",
+        "lahr_halt_q": "A token stops once it has stopped with this probability: 0 at once, 1 never early.",
+        "lahr_prior": "The number of iterations that halting is drawn towards.",
+        "lahr_kl_weight": "How strongly.",
+        "lahr_memory_keys": "Half keys: the memory has their square in slots.",
+        "lahr_memory_heads": "Queries of a token.",
+        "lahr_memory_top_k": "Slots that a query reads.",
+        "lahr_memory_at": "Where the memory is read: 0 at the input, 0.5 after half of the layers.",
+        "lahr_memory_lr": "Learning rate of the memory's slots, times lr.",
+        "lahr_positions": "Rotary or learned positions.",
+    },
     "extrapolation": {
         "beta0": "Base gain of the velocity term.",
         "gamma0": "Base gain of the curvature correction.",
@@ -134,8 +159,14 @@ ABOUT = {
     "records": "What is written, and how often.",
     "stagnation": "When the model grows.",
     "growth": "Where new layers go, how they start, and what happens right after.",
+    "adaptive depth": "Which tokens go through which layers, and how long each is thought about (--arch lahr).",
     "extrapolation": "The geometric initialiser.",
 }
+
+
+def flag_name(name: str) -> str:
+    """A setting as a flag without its dashes: a family's settings carry its name and a dot."""
+    return name.replace("lahr_", "lahr.", 1) if name.startswith("lahr_") else name
 
 
 def settings_dataclass(defaults: TrainConfig, extra: type) -> type[Any]:
@@ -144,18 +175,24 @@ def settings_dataclass(defaults: TrainConfig, extra: type) -> type[Any]:
     members: list[Any] = [("run", extra, field(default_factory=extra))]
     for group, helps in GROUPS.items():
         settings = [
-            (name, Annotated[types[name], tyro.conf.arg(help=text)], getattr(defaults, name))
+            (
+                name,
+                Annotated[types[name], tyro.conf.arg(name=flag_name(name), help=text)],
+                getattr(defaults, name),
+            )
             for name, text in helps.items()
         ]
-        cls = make_dataclass(group, settings, frozen=True, kw_only=True, namespace={"__doc__": ABOUT[group]})
-        members.append((group, cls, field(default_factory=cls)))
+        cls = make_dataclass(
+            group.replace(" ", "_"), settings, frozen=True, kw_only=True, namespace={"__doc__": ABOUT[group]}
+        )
+        members.append((cls.__name__, cls, field(default_factory=cls)))
     return make_dataclass("TrainFlags", members, frozen=True, kw_only=True)
 
 
 def values_of(flags: Any) -> dict[str, Any]:
     """Every setting's value in parsed flags, flat."""
     return {
-        setting.name: getattr(getattr(flags, group), setting.name)
+        setting.name: getattr(getattr(flags, group.replace(" ", "_")), setting.name)
         for group in GROUPS
-        for setting in fields(getattr(flags, group))
+        for setting in fields(getattr(flags, group.replace(" ", "_")))
     }

@@ -32,6 +32,13 @@ class GenerateFlags:
     top_p: Annotated[
         float, tyro.conf.arg(help="Sample among the likeliest tokens that together hold this probability.")
     ] = 1.0
+    halt_q: Annotated[
+        float | None,
+        tyro.conf.arg(
+            help="A model with latent reasoning: a token stops once it has stopped with this probability, 0 after "
+            "one iteration, 1 after all. None: as it was trained with."
+        ),
+    ] = None
     seed: Annotated[int, tyro.conf.arg(help="The same seed gives the same text on the same machine.")] = 0
     tokenizer: Annotated[
         str | None, tyro.conf.arg(help="A tokenizer.json file or folder, for a model folder that has none.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def flops_per_token(config: PreTrainedConfig, context_length: int) -> int:
             f"no closed form for the FLOPs of model_type {config.model_type!r}; known are "
             f"{', '.join(sorted(_FORWARD))}; measure them with measure_flops_per_token(model, context_length)"
         )
-    return _BACKWARD_AND_FORWARD * forward(config, context_length)
+    return int(_BACKWARD_AND_FORWARD * forward(config, context_length))  # rounded down, as a count is
 
 
 def _gpt2_forward(config: PreTrainedConfig, context_length: int) -> int:
@@ -53,7 +54,31 @@ def _llama_forward(config: PreTrainedConfig, context_length: int) -> int:
     return config.num_hidden_layers * block + 2 * d * config.vocab_size
 
 
-_FORWARD: dict[str, Callable[[PreTrainedConfig, int], int]] = {"gpt2": _gpt2_forward, "llama": _llama_forward}
+def _lahr_forward(config: Any, context_length: int) -> Fraction:
+    """What training executes: routed layers on their slots, every latent iteration, the memory's projections.
+
+    Routers, halting heads and the memory's table take no matrix product.
+    """
+    d, heads = config.hidden_size, config.num_attention_heads * config.head_dim
+    weights = 2 * (4 * d * heads + 3 * d * config.intermediate_size)
+    slots = config.slots(context_length)
+    dense = weights + 4 * context_length * heads
+    routed = Fraction(slots, context_length) * (weights + 4 * slots * heads)
+    num_routed = sum(config.is_routed(layer) for layer in range(config.num_hidden_layers))
+    total = (config.num_hidden_layers - num_routed) * dense + num_routed * routed
+    if (latent := config.latent_settings()) is not None:
+        total += latent.iterations * dense
+    if (memory := config.memory_settings()) is not None:
+        queries = memory.heads * 2 * memory.key_size
+        total += 2 * (d * queries + 2 * d * d + queries * memory.keys)
+    return total + 2 * d * config.vocab_size
+
+
+_FORWARD: dict[str, Callable[[Any, int], int | Fraction]] = {
+    "gpt2": _gpt2_forward,
+    "llama": _llama_forward,
+    "lahr": _lahr_forward,
+}
 
 
 def measure_flops_per_token(model: PreTrainedModel, context_length: int) -> int:

@@ -15,19 +15,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from aiether.adaptive.latent import weighted_surrogate
+
 IGNORED = -100
 """The label that counts for nothing, as everywhere in torch and transformers."""
 
 
 def head_loss(
-    hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, num_items: Tensor | int | None
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    labels_BT: Tensor,
+    num_items: Tensor | int | None,
+    weights_BT: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of the next token, summed over `num_items`; None: the mean over labelled tokens.
 
-    The labels are the inputs (the shift happens here); the loss is computed in float32.
+    The labels are the inputs (the shift happens here); the loss is computed in float32. `weights_BT` are those
+    of sampled exits (`aiether.adaptive.latent`).
     """
     shifted = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()  # no gradient for the last position
     logits = F.linear(hidden_BTD.flatten(0, 1), weight_VD).float()
+    if weights_BT is not None:
+        counted = shifted != IGNORED
+        losses = F.cross_entropy(logits, shifted, ignore_index=IGNORED, reduction="none")
+        total = weighted_surrogate(losses, weights_BT.flatten(), counted.float())
+        return total / (counted.sum() if num_items is None else num_items)
     if num_items is None:
         return F.cross_entropy(logits, shifted, ignore_index=IGNORED)
     return F.cross_entropy(logits, shifted, ignore_index=IGNORED, reduction="sum") / num_items
@@ -43,8 +55,9 @@ def causal_loss(
     model: PreTrainedModel, input_ids_BT: Tensor, labels_BT: Tensor, num_items: Tensor | int | None
 ) -> Tensor:
     """The loss of a model whose logits are its last hidden state times one matrix, as GPT-2's and Llama's."""
-    hidden = model.base_model(input_ids=input_ids_BT).last_hidden_state
+    output = model.base_model(input_ids=input_ids_BT)
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
     assert head.bias is None
-    return compiled_head_loss()(hidden, head.weight, labels_BT, num_items)
+    weights = getattr(output, "loss_weights", None)
+    return compiled_head_loss()(output.last_hidden_state, head.weight, labels_BT, num_items, weights)

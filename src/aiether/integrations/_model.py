@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from aiether.adaptive.latent import LatentReasoning
 from aiether.growth import (
     Family,
     GrowthController,
@@ -150,6 +151,9 @@ def compile_blocks(model: PreTrainedModel, family: Family, *, cuda_graphs: bool 
         settings = {"options": {"triton.cudagraphs": True}}
     for block in blocks_of(model, family):
         block.compile(**settings)
+    for module in model.modules():
+        if isinstance(module, LatentReasoning):
+            module.block.compile()  # run several times a pass: graphs would overwrite what the backward pass needs
 
 
 def _begin_step(model: nn.Module, inputs: Any) -> None:

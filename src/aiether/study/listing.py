@@ -78,6 +78,7 @@ def flops_per_second(arm: Arm) -> float:
         vocab_size=config.vocab_size,
         dropout=config.dropout,
         eos_token_id=None,
+        lahr=config.lahr_settings(),
         final_depth=arm.end.depth,
         seed=0,
     )

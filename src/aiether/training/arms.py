@@ -100,6 +100,7 @@ def model_settings(
         "vocab_size": vocab_size,
         "dropout": config.dropout,
         "eos_token_id": eos_token_id,
+        "lahr": config.lahr_settings(),
     }
 
 

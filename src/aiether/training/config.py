@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
+from aiether.adaptive.settings import SIZES, LahrSettings
 from aiether.data import DataConfig
 from aiether.growth import GROWTH_PRESETS, GrowthConfig, planned_depth
 
@@ -52,6 +53,9 @@ _AT_MOST: dict[str, float] = {
         ("collect_interval_steps", "unfreeze_interval_steps", "lag_steps", "lag_interval"), 10**9
     ),
     **dict.fromkeys(("lr", "weight_decay", "noise", "beta0", "gamma0", "eta0", "isolated_lr_scale"), 1e3),
+    **dict.fromkeys(("lahr_every", "lahr_burst", "lahr_memory_keys", "lahr_memory_top_k"), 100_000),
+    **dict.fromkeys(("lahr_iterations", "lahr_memory_heads"), 1_000),
+    **dict.fromkeys(("lahr_slack", "lahr_kl_weight", "lahr_memory_lr"), 1e3),
     "num_epochs": 1e6,
     "max_tokens": 10**18,
     "max_flops": 1e30,
@@ -70,7 +74,7 @@ class RangeWarning(UserWarning):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DataConfig, GrowthConfig):
+class TrainConfig(DataConfig, GrowthConfig, LahrSettings):
     """One run: its data, its model, its training and its growth, flat.
 
     The defaults are the `report` preset, which keeps every default that the reference documents.
@@ -78,7 +82,9 @@ class TrainConfig(DataConfig, GrowthConfig):
     Attributes
     ----------
     preset: the name of the overrides that the configuration started from.
-    arch: transformers' GPT-2 or Llama, built from a configuration.
+    arch: transformers' GPT-2 or Llama, built from a configuration; or LAHR (see `LahrSettings`).
+    size: a shape by name, in place of n_layer, max_layers, n_head, n_embd, context_length and trigger (never)
+        where these are not given beside it.
     n_layer, n_head, n_embd: layers at the start, attention heads, width.
     context_length: tokens per training window.
     dropout: GPT-2: residual, embedding and attention; Llama: attention.
@@ -103,7 +109,8 @@ class TrainConfig(DataConfig, GrowthConfig):
     """
 
     preset: str = "report"
-    arch: Literal["gpt2", "llama"] = "gpt2"
+    arch: Literal["gpt2", "llama", "lahr"] = "gpt2"
+    size: Literal["tiny", "small", "medium", "base"] | None = None
     n_layer: int = 6
     n_head: int = 6
     n_embd: int = 384
@@ -155,16 +162,44 @@ class TrainConfig(DataConfig, GrowthConfig):
             raise ValueError(
                 f"n_embd is {self.n_embd}, not a multiple of n_head ({self.n_head}): change one of them"
             )
-        if self.arch == "llama" and self.n_embd // self.n_head % 2:
+        if self.arch != "gpt2" and self.n_embd // self.n_head % 2:
             raise ValueError(
-                f"n_embd / n_head is {self.n_embd // self.n_head}: Llama's rotary positions need an even one"
+                f"n_embd / n_head is {self.n_embd // self.n_head}: rotary positions need an even one"
             )
+        self._validate_lahr()
         planned_depth(self, self.n_layer)  # raises for a model that starts deeper than it may end
+
+    def lahr_settings(self) -> LahrSettings | None:
+        """What a LAHR model is told; None for another architecture."""
+        if self.arch != "lahr":
+            return None
+        return LahrSettings(**{field.name: getattr(self, field.name) for field in fields(LahrSettings)})
+
+    def _validate_lahr(self) -> None:
+        if self.arch != "lahr":
+            given = [f.name for f in fields(LahrSettings) if getattr(self, f.name) != f.default]
+            if given:
+                raise ValueError(
+                    f"{given[0]} is for --arch lahr, and arch is {self.arch!r}: leave one of them out"
+                )
+            return
+        self.validate_lahr()
+        if self.parts()[0]:
+            depths = {"n_layer": self.n_layer, "max_layers": self.max_layers}
+            depths |= {"grow_to": next((d for d in self.grow_to if d % self.lahr_every), None)}
+            for name, depth in depths.items():
+                if depth is not None and depth % self.lahr_every:
+                    raise ValueError(
+                        f"{name} is {depth}: the last of each {self.lahr_every} layers is routed "
+                        "(lahr_every), so that a model has whole groups of them and grows by whole groups"
+                    )
 
     def _validate_choices_of_training(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(unknown("preset", self.preset, PRESETS))
         hints = get_type_hints(TrainConfig)
+        if self.size not in (None, *SIZES):
+            raise ValueError(f"size is {self.size!r}: choose one of {', '.join(SIZES)}, or leave it out")
         for name in ("arch", "schedule", "optimizer", "device", "baseline", "on_nan"):
             if getattr(self, name) not in get_args(hints[name]):
                 raise ValueError(
@@ -382,10 +417,17 @@ def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     types = setting_types()
     typed: dict[str, Any] = {}
     for key, value in settings.items():
-        name = key.replace("-", "_")
+        name = key.replace("-", "_").replace("lahr.", "lahr_")
         if name not in types:
             raise ValueError(unknown("setting", key, types))
         if name in typed:
             raise ValueError(f"{name} is given twice, with a hyphen and with an underscore: keep one")
         typed[name] = coerce(name, value, types[name])
-    return typed
+    return {**_shape(typed.get("size")), **typed}
+
+
+def _shape(size: str | None) -> dict[str, Any]:
+    """What a named size stands for, in whatever does not say otherwise."""
+    if size is None:
+        return {}
+    return {**SIZES[size], "max_layers": SIZES[size]["n_layer"], "trigger": "never", "grow_to": ()}

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from aiether.adaptive import set_halt_q
 from aiether.integrations import CheckpointStore, check_weights, read_mapping, without_progress_bars
 
 from .config import check_text
@@ -38,6 +39,7 @@ def generate(
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float = 1.0,
+    halt_q: float | None = None,
     seed: int = 0,
     tokenizer: str | Path | None = None,
     device: str = "auto",
@@ -48,7 +50,7 @@ def generate(
     `path` is a run folder (its final model, else its newest complete checkpoint) or a folder that
     `save_pretrained` wrote. Weights are read from safetensors only, and code that lies in the folder runs
     with `trust_remote_code` only. A text longer than the model's context goes on from its later half.
-    `temperature` 0 is greedy. The same seed gives the same text on the same machine; the global random state
+    `temperature` 0 is greedy. `halt_q` says how long a model with latent reasoning thinks. The same seed gives the same text on the same machine; the global random state
     is left as it was.
 
     Raises
@@ -64,6 +66,8 @@ def generate(
     _check_folder(model_dir, trust_remote_code)
     text = load_tokenizer(path, model_dir, tokenizer, trust_remote_code=trust_remote_code)
     model = load_model(model_dir, trust_remote_code=trust_remote_code).to(target).eval()
+    if halt_q is not None:
+        set_halt_q(model, halt_q)
     ids = prompt_ids(text, prompt).to(target)
     _check_vocabulary(model, text, ids)
     _check_finite(model, ids)

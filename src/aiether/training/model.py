@@ -1,4 +1,4 @@
-"""The default model: transformers' own GPT-2 or Llama, built from a configuration."""
+"""The default model: transformers' own GPT-2 or Llama, or a LAHR model, built from a configuration."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from transformers import (
     PreTrainedModel,
 )
 
+from aiether.adaptive import LahrConfig, LahrForCausalLM, LahrSettings, lahr_parts
 from aiether.growth import family_of, initialise_output_projections
 
-Architecture = Literal["gpt2", "llama"]
+Architecture = Literal["gpt2", "llama", "lahr"]
 
 
 def model_config(
@@ -31,8 +32,9 @@ def model_config(
     vocab_size: int,
     dropout: float,
     eos_token_id: int | None,
+    lahr: LahrSettings | None = None,
 ) -> PreTrainedConfig:
-    """transformers' configuration of a model, without the cache."""
+    """transformers' configuration of a model, without the cache; `lahr` for that architecture alone."""
     if n_embd % n_head:
         raise ValueError(f"n_embd={n_embd} is not divisible by n_head={n_head}; change one of them")
     tokens = {"vocab_size": vocab_size, "bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
@@ -48,7 +50,8 @@ def model_config(
             use_cache=False,
             **tokens,
         )
-    return LlamaConfig(
+    parts = {} if lahr is None else lahr_parts(lahr, n_layer)
+    return (LlamaConfig if lahr is None else LahrConfig)(
         num_hidden_layers=n_layer,
         num_attention_heads=n_head,
         hidden_size=n_embd,
@@ -58,6 +61,7 @@ def model_config(
         tie_word_embeddings=True,
         use_cache=False,
         **tokens,
+        **parts,
     )
 
 
@@ -79,16 +83,23 @@ def build_model(arch: Architecture, *, final_depth: int, seed: int, **settings: 
 def undrawn_model(arch: Architecture, **settings: Any) -> PreTrainedModel:
     """The same model as transformers makes it; under `torch.device("meta")` its shapes alone."""
     config: Any = model_config(arch, **settings)
-    model: PreTrainedModel = (GPT2LMHeadModel if arch == "gpt2" else LlamaForCausalLM)(config)
+    model: PreTrainedModel = _CLASSES[arch](config)
     model.loss_type = "ForCausalLM"  # GPT-2's class name does not say it, and transformers would warn
     return model
 
 
+_CLASSES: dict[Architecture, Any] = {
+    "gpt2": GPT2LMHeadModel,
+    "llama": LlamaForCausalLM,
+    "lahr": LahrForCausalLM,
+}
+
+
 def _draw_by_name(model: PreTrainedModel, seed: int) -> None:
-    """Every matrix anew; vectors are constants at the start (norms 1, biases 0)."""
+    """Every matrix anew, and routers; other vectors are constants at the start (norms 1, biases 0)."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
+            if parameter.ndim >= 2 or name.endswith("routing.weight"):
                 parameter.normal_(0.0, model.config.initializer_range, generator=named_generator(seed, name))
 
 

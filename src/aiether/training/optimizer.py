@@ -13,6 +13,9 @@ from .muon import BatchedMuon
 
 OptimizerName = Literal["adamw", "muon"]
 
+LATENT_BLOCK, MEMORY_TABLE = "model.latent.block.", "memory.values.weight"
+"""Where a LAHR model's latent block and its memory's table are in parameter names."""
+
 
 class MuonAdamW(Optimizer):
     """Muon on some groups, torch.optim.AdamW on the others, behind one Optimizer interface.
@@ -64,22 +67,28 @@ def build_optimizer(
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
+    table_lr: float = 1.0,
 ) -> Optimizer:
     """The optimizer of a run over the model's trainable tensors.
 
     Matrices decay, vectors (biases, norms) do not. With `muon`, the matrices under the module path `blocks`
     are orthogonalised, with a step of AdamW's root mean square, so that one learning rate serves both;
-    embeddings, head and vectors stay with AdamW.
+    embeddings, head and vectors stay with AdamW. So are those of a latent block, which is a block like them.
+    The table of a product-key memory has the learning rate `lr * table_lr`, and does not decay: each step
+    touches few of its rows.
     """
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    in_muon = {
-        n for n, p in trainable.items() if name == "muon" and p.ndim == 2 and n.startswith(f"{blocks}.")
-    }
+    places = (f"{blocks}.", LATENT_BLOCK)
+    in_muon = {n for n, p in trainable.items() if name == "muon" and p.ndim == 2 and n.startswith(places)}
+    tables = {n for n in trainable if n.endswith(MEMORY_TABLE)}
     adamw = {"algorithm": "adamw", "lr": lr, "betas": betas, "fused": _fused(trainable.values())}
     groups = [
-        {**adamw, "params": _pick(trainable, in_muon, matrices=True), "weight_decay": weight_decay},
-        {**adamw, "params": _pick(trainable, in_muon, matrices=False), "weight_decay": 0.0},
+        {**adamw, "params": _pick(trainable, in_muon | tables, matrices=True), "weight_decay": weight_decay},
+        {**adamw, "params": _pick(trainable, in_muon | tables, matrices=False), "weight_decay": 0.0},
     ]
+    if tables:
+        rows = [trainable[n] for n in trainable if n in tables]
+        groups.append({**adamw, "params": rows, "lr": lr * table_lr, "weight_decay": 0.0})
     if name == "adamw":
         return AdamW([{k: v for k, v in group.items() if k != "algorithm"} for group in groups])
     muon = {"algorithm": "muon", "lr": lr, "weight_decay": weight_decay, "adjust_lr_fn": "match_rms_adamw"}

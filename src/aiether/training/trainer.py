@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from aiether.adaptive import set_auxiliary_scale
 from aiether.data import TokenWindows
 from aiether.growth import family_of
 from aiether.integrations import causal_loss
@@ -27,6 +28,7 @@ class PretrainingTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             target: PreTrainedModel = self.accelerator.unwrap_model(self.model if model is None else model)
+            set_auxiliary_scale(target, 1 / self.config.gradient_accumulation_steps)
             self.optimizer = build_optimizer(
                 target,
                 family_of(target).blocks,
@@ -34,6 +36,7 @@ class PretrainingTrainer(Trainer):
                 lr=self.config.lr,
                 weight_decay=self.config.weight_decay,
                 betas=(self.config.adam_beta1, self.config.adam_beta2),
+                table_lr=self.config.lahr_memory_lr,
             )
         return self.optimizer
 
