@@ -1,4 +1,4 @@
-"""Depth per token: Mixture-of-Depths routing, latent reasoning with halting, memory, and the LAHR model of them."""
+"""Depth per token: Mixture-of-Depths, latent reasoning with halting, memory, and the LAHR model of them."""
 
 from __future__ import annotations
 

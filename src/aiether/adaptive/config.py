@@ -41,9 +41,10 @@ class LahrConfig(LlamaConfig):
 
     Attributes
     ----------
-    routed_layers: one entry a layer: whether tokens are routed around it. It moves with the layers when they grow.
-    routing, latent, memory: settings of each part (`RoutingSettings`, `LatentSettings`, `MemorySettings`); None for
-        `latent` and `memory`: the model has none.
+    routed_layers: one entry a layer: whether tokens are routed around it. It moves with the layers when they
+        grow.
+    routing, latent, memory: settings of each part (`RoutingSettings`, `LatentSettings`, `MemorySettings`);
+        None for `latent` and `memory`: the model has none.
     memory_at: where the memory is read, as a fraction of the layers that lie before it; 0: at the input.
     positions: `rope`, or `learned` embeddings.
     """
@@ -75,7 +76,8 @@ class LahrConfig(LlamaConfig):
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
-        self.routing_settings(), self.latent_settings(), self.memory_settings()  # each raises
+        for settings in (self.routing_settings, self.latent_settings, self.memory_settings):
+            settings()  # raises
         if self.routed_layers is not None and len(self.routed_layers) != self.num_hidden_layers:
             raise ValueError(
                 f"routed_layers has {len(self.routed_layers)} entries for {self.num_hidden_layers} layers: "
@@ -97,7 +99,8 @@ class LahrSettings:
     lahr_every: the last of each so many layers is routed.
     lahr_capacity, lahr_router, lahr_predictor, lahr_slack, lahr_burst: see `RoutingSettings`.
     lahr_iterations, lahr_halting, lahr_halt_q, lahr_prior, lahr_kl_weight: see `LatentSettings`.
-    lahr_memory_keys, lahr_memory_heads, lahr_memory_top_k, lahr_memory_at: see `MemorySettings`, `LahrConfig`.
+    lahr_memory_keys, lahr_memory_heads, lahr_memory_top_k, lahr_memory_at: see `MemorySettings`,
+        `LahrConfig`.
     lahr_memory_lr: learning rate of the memory's values, times `lr`.
     lahr_positions: rotary or learned.
     """
@@ -134,7 +137,8 @@ class LahrSettings:
         """Raise ValueError for the first setting that cannot work."""
         if self.lahr_condition not in get_args(LahrCondition):
             raise ValueError(
-                f"lahr_condition is {self.lahr_condition!r}: choose one of {', '.join(get_args(LahrCondition))}"
+                f"lahr_condition is {self.lahr_condition!r}: "
+                f"choose one of {', '.join(get_args(LahrCondition))}"
             )
         if self.lahr_every < 1:
             raise ValueError(f"lahr_every is {self.lahr_every}: it must be at least 1")
