@@ -1,4 +1,4 @@
-"""An auxiliary loss that trains whatever the training loop is, and is not part of the loss that is reported."""
+"""An auxiliary loss that trains under any training loop, and is not part of the loss that is reported."""
 
 from __future__ import annotations
 

@@ -30,6 +30,9 @@ class CompactLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = True
+    used_B: Tensor
+    present_B: Tensor
+    places_BC: Tensor
 
     def __init__(self, budget: Budget) -> None:
         super().__init__()
@@ -49,12 +52,14 @@ class CompactLayer(CacheLayerMixin):
     def expect(self, slots: Slots, present_BT: Tensor) -> Tensor | None:
         """Announce the tokens that the next `update` brings; returns which columns each slot may attend to.
 
-        bool (B, 1, K, capacity); None where the slots are the first tokens there are: causal among themselves.
+        bool (B, 1, K, capacity); None where the slots are the first tokens there are: causal among
+        themselves.
         """
         self._slots, self._first = slots, self.seen == 0
         self._places_BK = self.seen + slots.index_BK
         self.seen += present_BT.shape[-1]
-        self.present_B = present_BT.sum(-1) + (0 if self._first else self.present_B)
+        present_B = present_BT.sum(-1)
+        self.present_B = present_B if self._first else self.present_B + present_B
         self._capacity = -(-self.budget.after(self.seen) // _STEP) * _STEP
         if not self._first:
             self._capacity = max(self._capacity, self.places_BC.shape[-1])
@@ -185,7 +190,7 @@ class LatentLayer(CacheLayerMixin):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for layer in self.iterations:
-            layer.reorder_cache(beam_idx)
+            layer.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         for layer in self.iterations:

@@ -15,7 +15,7 @@ Prior = Literal["uniform", "geometric"]
 
 
 def prior_probabilities(prior: Prior, num_iterations: int, rate: float = 0.2) -> Tensor:
-    """The prior of the exit, float32 of shape (N,): uniform, or geometric of `rate` with the rest on the last.
+    """The exit's prior, float32 (N,): uniform, or geometric of `rate` with the rest on the last.
 
     Raises
     ------
@@ -33,7 +33,7 @@ def prior_probabilities(prior: Prior, num_iterations: int, rate: float = 0.2) ->
 
 
 def exit_probabilities(stops_N: Tensor) -> Tensor:
-    """lambda_1 ... lambda_N along the last dimension -> the distribution of the exit; the last lambda counts as 1."""
+    """lambda_1 ... lambda_N, last dimension -> the distribution of the exit; the last lambda counts as 1."""
     go_on = 1 - stops_N[..., :-1]
     reached = torch.cat([torch.ones_like(stops_N[..., :1]), go_on.cumprod(-1)], dim=-1)
     last_one = torch.cat([stops_N[..., :-1], torch.ones_like(stops_N[..., :1])], dim=-1)

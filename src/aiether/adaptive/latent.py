@@ -1,13 +1,14 @@
 """Latent reasoning: a block that each token runs through again until it has thought enough.
 
-Iteration n computes h_n = block(h_(n-1) + inject * h_0 + step_n): the input is seen again at every iteration, and
-each knows its number. Tokens attend to each other at the same iteration; one that has stopped is seen as it was at
-its last. So a thought sees the whole context up to its token, and never a later one.
+Iteration n computes h_n = block(h_(n-1) + inject * h_0 + step_n): the input is seen again at every iteration,
+and each knows its number. Tokens attend to each other at the same iteration; one that has stopped is seen as
+it was at its last. So a thought sees the whole context up to its token, and never a later one.
 
 Training samples one exit for each token, so that the output head is computed once, and weighs its loss with
-p_n / q_n: the mean is the expected loss over the halting distribution p, whose gradient reaches the halting head.
-The sampling distribution q is half p, half the prior. The divergence from the prior (PonderNet's, decision by
-decision) is added to the gradient. Outside training a token stops when the probability to have stopped exceeds q.
+p_n / q_n: the mean is the expected loss over the halting distribution p, whose gradient reaches the halting
+head. The sampling distribution q is half p, half the prior. The divergence from the prior (PonderNet's,
+decision by decision) is added to the gradient. Outside training a token stops when the probability to have
+stopped exceeds q.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Halting = Literal["learned", "fixed", "random", "change"]
 KeyValues = tuple[Tensor, Tensor]
 """Keys and values, (B, heads, T, head_dim) each."""
 Store = Callable[[int, KeyValues], KeyValues]
-"""store(iteration, new keys and values) keeps them behind those of earlier tokens and returns all there are."""
+"""store(iteration, new keys and values) keeps them behind those of earlier tokens and returns all."""
 
 _SALT = 1_000_000
 """Beyond any layer's index."""
@@ -42,10 +43,10 @@ class LatentSettings:
     Attributes
     ----------
     iterations: the most that a token gets, N.
-    halting: `learned`; or a control: `fixed` (always N), `random` (an exit drawn from the prior), `change` (stops
-        when an iteration changed the state by less than `change_threshold`, relatively).
-    halt_q: a token stops at the first iteration at which it has stopped with at least this probability. 0: after
-        one iteration; 1: after all.
+    halting: `learned`; or a control: `fixed` (always N), `random` (an exit drawn from the prior), `change`
+        (stops when an iteration changed the state by less than `change_threshold`, relatively).
+    halt_q: a token stops at the first iteration at which it has stopped with at least this probability. 0:
+        after one iteration; 1: after all.
     prior, prior_rate, kl_weight: what the exit's distribution is drawn towards, and how strongly.
     """
 
@@ -79,8 +80,8 @@ class Thought:
     ----------
     hidden_BTD: each token's state at its exit.
     iterations_BT: int64, how many iterations it took.
-    weights_BT: float32, p / q of the sampled exit, through which the halting head learns; None outside training and
-        where nothing is learned.
+    weights_BT: float32, p / q of the sampled exit, through which the halting head learns; None outside
+        training and where nothing is learned.
     """
 
     hidden_BTD: Tensor
@@ -92,10 +93,10 @@ class LatentReasoning(nn.Module):
     """A block applied up to N times a token, with per-token halting.
 
     Args:
-        block: f(hidden_BTD, *, earlier, active_BT, store, **kwargs) -> (hidden_BTD, keys and values or None), causal,
-            residual connection included. Its attention passes its keys and values through `keep_stopped`, and
-            `store`, if there is one, before it attends; it returns what `keep_stopped` gave. A block without
-            attention returns None.
+        block: f(hidden_BTD, *, earlier, active_BT, store, **kwargs) -> (hidden_BTD, keys and values or None),
+            causal, residual connection included. Its attention passes its keys and values through
+            `keep_stopped`, and `store`, if there is one, before it attends; it returns what `keep_stopped`
+            gave. A block without attention returns None.
     """
 
     passes: Tensor
@@ -201,7 +202,7 @@ class _Run:
         self.divergence_BT: Tensor | None = None
 
     def all_stopped(self) -> bool:
-        """Whether nothing is left to do; asked outside training and compiled code, since it waits for a device."""
+        """Whether nothing is left to do; asked outside training and compiled code: it waits for a device."""
         if self.latent.training or self.settings.halting == "fixed" or torch.compiler.is_compiling():
             return False
         if self.active_BT.device.type == "meta":
@@ -210,7 +211,7 @@ class _Run:
         return not bool(active_BT.any())
 
     def fill(self, number: int) -> None:
-        """Later tokens may think longer than all of these: the deeper iterations get these ones' last keys."""
+        """Later tokens may think longer than these: the deeper iterations get these ones' last keys."""
         if self.store is not None and self.last is not None:
             for deeper in range(number, self.settings.iterations):
                 self.store(deeper, self.last)
@@ -242,9 +243,9 @@ class _Run:
         return self._sampled(number, logit_BT, stop_p_BT, prior)
 
     def _sampled(self, number: int, logit_BT: Tensor, stop_p_BT: Tensor, prior: float) -> Tensor:
-        """An exit drawn from q = (p + prior) / 2, its weight p / q, and this decision's share of the divergence.
+        """An exit drawn from q = (p + prior) / 2, its weight p / q, the decision's share of the divergence.
 
-        q as a mixture: having come here under it, the chance that it is p's path is reached_p / (2 reached_q).
+        q as a mixture: having come here under it, it is p's path with probability reached_p / (2 reached_q).
         """
         with torch.no_grad():
             reached_prior = 2 * self.reached_q_BT - self.reached_p_BT.detach()
@@ -275,7 +276,7 @@ class _Run:
 
 
 def weighted_surrogate(losses: Tensor, weights: Tensor, counted: Tensor) -> Tensor:
-    """Sum of p/q-weighted losses, whose gradient has little variance: a baseline is taken off before it reaches p.
+    """Sum of p/q-weighted losses of low variance: a baseline is taken off what reaches p.
 
     The gradient with respect to p of the sum over exits of p_n b is zero for any b, so the mean loss goes.
 
@@ -288,7 +289,7 @@ def weighted_surrogate(losses: Tensor, weights: Tensor, counted: Tensor) -> Tens
 
 
 def expected_divergence(stop_logits_N1: Tensor, prior: Tensor) -> Tensor:
-    """KL(p || prior) of the exit's distribution in closed form, from the N - 1 logits along the last dimension."""
+    """KL(p || prior) of the exit in closed form, from the N - 1 logits along the last dimension."""
     stops = F.pad(torch.sigmoid(stop_logits_N1), (0, 1), value=1.0)
     reached = torch.cat([torch.ones_like(stops[..., :1]), (1 - stops[..., :-1]).cumprod(-1)], dim=-1)[
         ..., :-1

@@ -11,8 +11,8 @@ def attention_mask(
 ) -> Tensor | None:
     """What to pass as `attention_mask` so that a query sees the allowed columns; None means causal.
 
-    `sdpa` takes a boolean mask, or none at all for plain causal attention; `eager` adds its mask, and without one
-    it would see the future.
+    `sdpa` takes a boolean mask, or none at all for plain causal attention; `eager` adds its mask, and without
+    one it would see the future.
 
     Raises
     ------
@@ -21,8 +21,8 @@ def attention_mask(
     """
     if implementation not in ("sdpa", "eager"):
         raise ValueError(
-            f"attn_implementation is {implementation!r}: layers that skip tokens work with 'sdpa' and 'eager'; "
-            "load the model with one of them"
+            f"attn_implementation is {implementation!r}: layers that skip tokens work with 'sdpa' and "
+            "'eager'; load the model with one of them"
         )
     if allowed_B1QK is None:
         if implementation == "sdpa" and num_queries > 1:
@@ -36,7 +36,7 @@ def attention_mask(
 
 
 def present_tokens(mask_B1QK: Tensor | None, num_tokens: int) -> Tensor | None:
-    """Which of the last `num_tokens` columns are no padding, bool (B, T), read off a causal 4-d mask's diagonal."""
+    """Which of the last `num_tokens` columns are no padding, bool (B, T): a causal mask's diagonal says."""
     if mask_B1QK is None or mask_B1QK.ndim != 4:
         return None
     diagonal_BT = mask_B1QK[:, 0, -num_tokens:, -num_tokens:].diagonal(dim1=-2, dim2=-1)

@@ -39,10 +39,10 @@ class MemorySettings:
 
 
 class ProductKeyMemory(nn.Module):
-    """(..., D) -> (..., D): what a token reads from learned slots, through a gate. Add it to the residual stream.
+    """(..., D) -> (..., D): what a token reads from learned slots, gated, to add to the residual stream.
 
-    Queries and keys have unit length and one learned temperature a head. `values` is a table of slots, which wants a
-    learning rate of its own.
+    Queries and keys have unit length and one learned temperature a head. `values` is a table of slots, which
+    wants a learning rate of its own.
     """
 
     usage: Tensor
@@ -95,8 +95,10 @@ class ProductKeyMemory(nn.Module):
         self.usage.zero_()
 
     def usage_figures(self) -> dict[str, float]:
-        """Of the reads so far: the share of slots that were read, the share never read (dead), and the entropy of
-        the reads over that of even ones (1: all slots alike, 0: one slot)."""
+        """Of the reads so far: the share of slots read, and never read (dead), and the reads' entropy.
+
+        The entropy is over that of even reads (1: all slots alike, 0: one slot).
+        """
         share = self.usage.double() / self.usage.sum().clamp_min(1)
         entropy = -(share * share.clamp_min(1e-300).log()).sum().item()
         used = float((self.usage > 0).double().mean())

@@ -19,8 +19,9 @@ class MixtureOfDepths(nn.Module):
     """A block that processes a share of the tokens; the others pass it by.
 
     Args:
-        block: f(hidden_BKD) -> (B, K, D), its residual connection included. Attention inside it must be causal and
-            take its positions from the hidden states; for a Hugging Face layer use `add_mixture_of_depths`.
+        block: f(hidden_BKD) -> (B, K, D), its residual connection included. Attention inside it must be
+            causal and take its positions from the hidden states; for a Hugging Face layer use
+            `add_mixture_of_depths`.
         hidden_size: D.
         layer: a number that differs from layer to layer (for the random router).
 
@@ -72,7 +73,8 @@ def routed_forward(
 
     Args:
         layer: its forward function.
-        attention_mask: the model's 4-d mask, which says what is padding where `token_mask` (bool, (B, T)) does not.
+        attention_mask: the model's 4-d mask, which says what is padding where `token_mask` (bool, (B, T))
+            does not.
         kwargs: the layer's own; tensors with one entry a token are gathered.
     """
     num_tokens = hidden_states.shape[1]
@@ -107,8 +109,8 @@ def _of_slots(name: str, value: Any, slots: Slots, num_tokens: int) -> Any:
     if name == "cache_position":
         return value[: slots.index_BK.shape[1]]
     raise ValueError(
-        f"the layer takes a tensor {name!r} of shape {tuple(value.shape)}, and it is not known which of its entries "
-        "belong to a token: Mixture-of-Depths does not work on this architecture"
+        f"the layer takes a tensor {name!r} of shape {tuple(value.shape)}, and it is not known which of its "
+        "entries belong to a token: Mixture-of-Depths does not work on this architecture"
     )
 
 
@@ -162,8 +164,8 @@ def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     ]
     if len(lists) != 1:
         raise ValueError(
-            f"{type(model).__name__} has {len(lists)} lists of {model.config.num_hidden_layers} layers: wrap a layer "
-            "with aiether.adaptive.MixtureOfDepths instead"
+            f"{type(model).__name__} has {len(lists)} lists of {model.config.num_hidden_layers} layers: wrap "
+            "a layer with aiether.adaptive.MixtureOfDepths instead"
         )
     return lists[0]
 

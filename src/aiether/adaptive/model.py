@@ -1,4 +1,4 @@
-"""LAHR: a Llama with Mixture-of-Depths layers, a latent block that iterates, and a memory; each can be left out.
+"""LAHR: a Llama with Mixture-of-Depths layers, a latent block that iterates, and a memory; none is a must.
 
 With none of them it is transformers' Llama, tensor by tensor.
 """
@@ -26,7 +26,7 @@ from transformers.models.llama.modeling_llama import (
 
 from .cache import LatentLayer, own_layer
 from .config import LahrConfig
-from .latent import KeyValues, LatentReasoning, Thought, keep_stopped, weighted_surrogate
+from .latent import KeyValues, LatentReasoning, Store, Thought, keep_stopped, weighted_surrogate
 from .masks import attention_mask as mask_for
 from .memory import ProductKeyMemory
 from .mixture_of_depths import commit_routing, routed_forward
@@ -121,7 +121,7 @@ class LahrOutput(BaseModelOutputWithPast):
 class LahrPreTrainedModel(LlamaPreTrainedModel):
     """What both classes share."""
 
-    config: LahrConfig
+    config: LahrConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     config_class = LahrConfig
     _no_split_modules = ["LahrDecoderLayer", "LatentBlock"]  # noqa: RUF012 - as transformers declares it
     _supports_flash_attn = False
@@ -270,14 +270,16 @@ class LahrModel(LahrPreTrainedModel):
     ) -> Thought:
         if self.latent is None:
             return Thought(hidden_BTD, torch.zeros(()), None)
-        store = None
+        store: Store | None = None
         if past_key_values is not None:
             latent_cache = own_layer(
                 past_key_values, len(self.layers), LatentLayer, self.latent.settings.iterations
             )
 
-            def store(iteration: int, own: KeyValues) -> KeyValues:
+            def kept(iteration: int, own: KeyValues) -> KeyValues:
                 return latent_cache.update(*own, iteration=iteration)
+
+            store = kept
 
         if shared["attention_mask"] is None and past_key_values is None:
             shared = {
@@ -321,7 +323,7 @@ class LahrForCausalLM(LahrPreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """`labels` are the inputs (the shift happens here). In training the loss weighs each token's sampled exit."""
+        """`labels` are the inputs, shifted here. In training the loss weighs each token's sampled exit."""
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -342,7 +344,7 @@ class LahrForCausalLM(LahrPreTrainedModel, GenerationMixin):
 def causal_lm_loss(
     logits_BTV: Tensor, labels_BT: Tensor, weights_BT: Tensor | None, num_items: Tensor | int | None
 ) -> Tensor:
-    """Next-token cross-entropy in float32, over `num_items` (None: the labelled tokens); weighted in training."""
+    """Next-token cross-entropy in float32 over `num_items` (None: those labelled), weighted in training."""
     shifted = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
     counted = shifted != IGNORED
     num_items = counted.sum() if num_items is None else num_items

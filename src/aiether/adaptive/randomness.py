@@ -1,8 +1,8 @@
-"""Random numbers that are a function of where they are used, so that no generator is shared with anything else.
+"""Random numbers that are a function of where they are used: no generator is shared with anything.
 
-Routing controls and sampled exits draw from here: dropout, data order and initialisation keep their own numbers
-whatever an arm of a comparison routes, a recomputed forward pass (gradient checkpointing) draws the same ones,
-and a cached decode draws those of the full forward pass.
+Routing controls and sampled exits draw from here: dropout, data order and initialisation keep their own
+numbers whatever an arm of a comparison routes, a recomputed forward pass (gradient checkpointing) draws the
+same ones, and a cached decode draws those of the full forward pass.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which tokens a layer processes: Mixture-of-Depths (Raposo et al. 2024, arXiv:2404.02258) and its controls.
 
-Training with `topk` takes the k tokens of highest score in a sequence, so that later tokens decide about earlier
-ones. Generating cannot: a predictor says from a token alone whether it would be among them. With `threshold`
-the same causal rule holds in training and after it: a score above a calibrated threshold, slots filled in order.
+Training with `topk` takes the k tokens of highest score in a sequence, so that later tokens decide about
+earlier ones. Generating cannot: a predictor says from a token alone whether it would be among them. With
+`threshold` the same causal rule holds in training and after it: a score above a calibrated threshold, slots
+filled in order.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class RoutingSettings:
     ----------
     capacity: share of the tokens that the layer processes.
     router: `topk`, `threshold`, or a control: `random`, `stride` (every 1/capacity-th token).
-    predictor: router `topk`: who decides outside training. `router`: the router's own sign, taught by a binary
-        cross-entropy on its weights; `head`: a second head on detached hidden states.
+    predictor: router `topk`: who decides outside training. `router`: the router's own sign, taught by a
+        binary cross-entropy on its weights; `head`: a second head on detached hidden states.
     slack, burst: outside training (and with `threshold` in it) a layer processes at most
         ceil(capacity * slack * tokens) + burst of the tokens so far.
     threshold_momentum: router `threshold`: how slowly the threshold follows the scores.

@@ -1,7 +1,7 @@
 """Which tokens of a sequence a layer processes, as slots of a static number, in the order of the sequence.
 
-Notation: B rows, T tokens, K slots. Slots that hold no token come last, so that causal attention among the slots
-never lets a token see one of them.
+Notation: B rows, T tokens, K slots. Slots that hold no token come last, so that causal attention among the
+slots never lets a token see one of them.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def within_budget(
 ) -> Tensor:
     """The wanted tokens that the budget admits, in order: one that finds it spent is dropped.
 
-    The number n admitted so far obeys n_t = min(n_(t-1) + wanted_t, bound_t). Unrolled, with M the running sum
-    of `wanted`: n_t = M_t + min(used, min over s <= t of (bound_s - M_s)), a running minimum.
+    The number n admitted so far obeys n_t = min(n_(t-1) + wanted_t, bound_t). Unrolled, with M the running
+    sum of `wanted`: n_t = M_t + min(used, min over s <= t of (bound_s - M_s)), a running minimum.
 
     Args:
         used_B: admitted tokens before these ones (a cache's length).
@@ -89,7 +89,7 @@ def within_budget(
 
 
 def gather(values_BTX: Tensor, slots: Slots) -> Tensor:
-    """The chosen tokens' values, (B, T, ...) -> (B, K, ...); a leading dimension of 1 counts for every row."""
+    """The chosen tokens' values, (B, T, ...) -> (B, K, ...); a batch of 1 counts for every row."""
     batch, num_slots = slots.index_BK.shape
     tail = values_BTX.shape[2:]
     index = slots.index_BK.view(batch, num_slots, *[1] * len(tail)).expand(batch, num_slots, *tail)
