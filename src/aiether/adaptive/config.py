@@ -18,9 +18,10 @@ class LahrConfig(LlamaConfig):
 
     Attributes
     ----------
-    routed_layers: one entry a layer: whether tokens are routed around it. It moves with the layers when they grow.
-    routing, latent, memory: settings of each part (`RoutingSettings`, `LatentSettings`, `MemorySettings`); None for
-        `latent` and `memory`: the model has none.
+    routed_layers: one entry a layer: whether tokens are routed around it. It moves with the layers when they
+        grow.
+    routing, latent, memory: settings of each part (`RoutingSettings`, `LatentSettings`, `MemorySettings`);
+        None for `latent` and `memory`: the model has none.
     memory_at: where the memory is read, as a fraction of the layers that lie before it; 0: at the input.
     positions: `rope`, or `learned` embeddings.
     """
@@ -35,7 +36,7 @@ class LahrConfig(LlamaConfig):
     positions: str = "rope"
 
     def slots(self, length: int) -> int:
-        """How many of a window's tokens a routed layer processes in training (places for them, filled or not)."""
+        """Tokens of a window that a routed layer processes in training: places for them, filled or not."""
         settings = self.routing_settings()
         if settings.router in ("topk", "random"):
             return settings.top_k(length)
@@ -59,7 +60,8 @@ class LahrConfig(LlamaConfig):
 
     def check(self) -> None:
         """Raise ValueError for what cannot be."""
-        self.routing_settings(), self.latent_settings(), self.memory_settings()  # each raises
+        for settings in (self.routing_settings, self.latent_settings, self.memory_settings):
+            settings()  # raises
         if self.routed_layers is not None and len(self.routed_layers) != self.num_hidden_layers:
             raise ValueError(
                 f"routed_layers has {len(self.routed_layers)} entries for {self.num_hidden_layers} layers: "

@@ -96,7 +96,7 @@ class Routing(nn.Module):
 
     def __init__(self, hidden_size: int, settings: RoutingSettings, layer: int = 0) -> None:
         super().__init__()
-        self.settings, self.layer = settings, layer
+        self.settings, self.layer_idx = settings, layer
         self.auxiliary_scale = 1.0
         self.counting = False
         if settings.learned:
@@ -170,7 +170,7 @@ class Routing(nn.Module):
             places_BT = places_BT + cache.present_B[:, None]
         with torch.no_grad():
             if self.training and settings.router == "random":
-                scores_BT = hashed_uniform(places_BT, self.layer, self.passes)
+                scores_BT = hashed_uniform(places_BT, self.layer_idx, self.passes)
             if self.training and settings.router in ("topk", "random"):
                 return top_k(scores_BT, present_BT, settings.top_k(length))
             if self.training and settings.router == "threshold":
@@ -191,7 +191,7 @@ class Routing(nn.Module):
         if settings.router == "topk":
             return self._predicted(hidden_BTD, scores_BT) > 0
         if settings.router == "random":
-            return hashed_uniform(places_BT, self.layer) < settings.capacity
+            return hashed_uniform(places_BT, self.layer_idx) < settings.capacity
         return places_BT % round(1 / settings.capacity) == 0
 
     def _predicted(self, hidden_BTD: Tensor, scores_BT: Tensor) -> Tensor:

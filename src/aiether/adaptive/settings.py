@@ -40,7 +40,8 @@ class LahrSettings:
     lahr_every: the last of each so many layers is routed.
     lahr_capacity, lahr_router, lahr_predictor, lahr_slack, lahr_burst: see `RoutingSettings`.
     lahr_iterations, lahr_halting, lahr_halt_q, lahr_prior, lahr_kl_weight: see `LatentSettings`.
-    lahr_memory_keys, lahr_memory_heads, lahr_memory_top_k, lahr_memory_at: see `MemorySettings`, `LahrConfig`.
+    lahr_memory_keys, lahr_memory_heads, lahr_memory_top_k, lahr_memory_at: see `MemorySettings`,
+        `LahrConfig`.
     lahr_memory_lr: learning rate of the memory's values, times `lr`.
     lahr_positions: rotary or learned.
     """
@@ -77,7 +78,8 @@ class LahrSettings:
         """Raise ValueError for the first setting that cannot work."""
         if self.lahr_condition not in get_args(LahrCondition):
             raise ValueError(
-                f"lahr_condition is {self.lahr_condition!r}: choose one of {', '.join(get_args(LahrCondition))}"
+                f"lahr_condition is {self.lahr_condition!r}: "
+                f"choose one of {', '.join(get_args(LahrCondition))}"
             )
         if self.lahr_every < 1:
             raise ValueError(f"lahr_every is {self.lahr_every}: it must be at least 1")

@@ -122,13 +122,13 @@ GROUPS: dict[str, dict[str, str]] = {
         "lahr_memory": "Whether it has a product-key memory. None: as the condition says.",
         "lahr_every": "The last of each so many layers is routed.",
         "lahr_capacity": "Share of the tokens that a routed layer processes.",
-        "lahr_router": "The k best tokens of a sequence (generation goes by a predictor), all above a threshold "
-        "(causal in training too), or a control: random tokens, every n-th token.",
+        "lahr_router": "The k best tokens of a sequence (generation goes by a predictor), all above a "
+        "threshold (causal in training too), or a control: random tokens, every n-th token.",
         "lahr_predictor": "Router topk: the router's own sign or a second head predicts who is among the k.",
-        "lahr_slack": "A routed layer takes at most capacity times this of the tokens so far, while generating.",
+        "lahr_slack": "While generating a routed layer takes at most capacity times this of the tokens.",
         "lahr_burst": "And so many more.",
         "lahr_iterations": "Latent iterations that a token gets at most.",
-        "lahr_halting": "Learned; or a control: all iterations, a random number, until the state changes little.",
+        "lahr_halting": "Learned; or a control: all iterations, a random number, until little changes.",
         "lahr_halt_q": "A token stops once it has stopped with this probability: 0 at once, 1 never early.",
         "lahr_prior": "The number of iterations that halting is drawn towards.",
         "lahr_kl_weight": "How strongly.",
@@ -159,7 +159,7 @@ ABOUT = {
     "records": "What is written, and how often.",
     "stagnation": "When the model grows.",
     "growth": "Where new layers go, how they start, and what happens right after.",
-    "adaptive depth": "Which tokens go through which layers, and how long each is thought about (--arch lahr).",
+    "adaptive depth": "Which tokens go through which layers, how long each is thought about (--arch lahr).",
     "extrapolation": "The geometric initialiser.",
 }
 

@@ -35,8 +35,8 @@ class GenerateFlags:
     halt_q: Annotated[
         float | None,
         tyro.conf.arg(
-            help="A model with latent reasoning: a token stops once it has stopped with this probability, 0 after "
-            "one iteration, 1 after all. None: as it was trained with."
+            help="A model with latent reasoning: a token stops once it has stopped with this probability: 0 "
+            "after one iteration, 1 after all. None: as it was trained with."
         ),
     ] = None
     seed: Annotated[int, tyro.conf.arg(help="The same seed gives the same text on the same machine.")] = 0

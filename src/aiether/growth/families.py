@@ -94,7 +94,17 @@ def _matches(suffix: str, name: str) -> bool:
     return re.fullmatch(rf"{pattern}(\.[^.]+)?", suffix) is not None
 
 
-FAMILIES: dict[str, Family] = {}
+_LLAMA_PROJECTIONS = ("mlp.down_proj", "self_attn.o_proj")
+
+FAMILIES: dict[str, Family] = {
+    # A routed block adds what it changed: none, where its projections are zero. The trial run does not see that.
+    "lahr": Family(
+        blocks="model.layers",
+        output_projections=_LLAMA_PROJECTIONS,
+        per_layer_keys=("routed_layers",),
+        model_type="lahr",
+    ),
+}
 """Registry by `model_type`, asked first: for a family of one's own that its structure does not tell."""
 
 PROJECTIONS_ON_DISK: dict[str, tuple[str, ...]] = {

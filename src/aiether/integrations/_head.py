@@ -30,8 +30,8 @@ def head_loss(
 ) -> Tensor:
     """Cross-entropy of the next token, summed over `num_items`; None: the mean over labelled tokens.
 
-    The labels are the inputs (the shift happens here); the loss is computed in float32. `weights_BT` are those
-    of sampled exits (`aiether.adaptive.latent`).
+    The labels are the inputs (the shift happens here); the loss is computed in float32. `weights_BT` are
+    those of sampled exits (`aiether.adaptive.latent`).
     """
     shifted = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()  # no gradient for the last position
     logits = F.linear(hidden_BTD.flatten(0, 1), weight_VD).float()

@@ -153,7 +153,7 @@ def compile_blocks(model: PreTrainedModel, family: Family, *, cuda_graphs: bool 
         block.compile(**settings)
     for module in model.modules():
         if isinstance(module, LatentReasoning):
-            module.block.compile()  # run several times a pass: graphs would overwrite what the backward pass needs
+            module.block.compile()  # no graphs: it runs several times a pass, into the same memory
 
 
 def _begin_step(model: nn.Module, inputs: Any) -> None:

@@ -50,8 +50,8 @@ def generate(
     `path` is a run folder (its final model, else its newest complete checkpoint) or a folder that
     `save_pretrained` wrote. Weights are read from safetensors only, and code that lies in the folder runs
     with `trust_remote_code` only. A text longer than the model's context goes on from its later half.
-    `temperature` 0 is greedy. `halt_q` says how long a model with latent reasoning thinks. The same seed gives the same text on the same machine; the global random state
-    is left as it was.
+    `temperature` 0 is greedy. `halt_q` says how long a model with latent reasoning thinks. The same seed
+    gives the same text on the same machine; the global random state is left as it was.
 
     Raises
     ------
