@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import aiether.adaptive.model  # noqa: F401 - makes the model type lahr known
+
 VOCAB = 32
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "vocab_size": VOCAB}
 LLAMA = {
@@ -113,6 +115,19 @@ FAMILY_TABLE = (
         {**LLAMA, "num_local_experts": 3, "head_dim": 8},
     ),
     FamilyCase("olmo2", "olmo2", _POST_NORMS, LLAMA),
+    FamilyCase(
+        "lahr",
+        "lahr",
+        _LLAMA_OUT,
+        {
+            **LLAMA,
+            "num_key_value_heads": 2,
+            "route_every": 2,
+            "routing": {"capacity": 0.5, "router": "threshold"},
+            "latent": {"iterations": 2},
+            "memory": {"keys": 4, "heads": 1, "top_k": 2, "key_size": 4},
+        },
+    ),
     FamilyCase(
         "smollm3",
         "smollm3",

@@ -20,20 +20,34 @@ class LahrConfig(LlamaConfig):
     ----------
     routed_layers: one entry a layer: whether tokens are routed around it. It moves with the layers when they
         grow.
+    route_every: where `routed_layers` is not given: the last of each so many layers is routed.
     routing, latent, memory: settings of each part (`RoutingSettings`, `LatentSettings`, `MemorySettings`);
         None for `latent` and `memory`: the model has none.
     memory_at: where the memory is read, as a fraction of the layers that lie before it; 0: at the input.
+    memory_reads: one entry a layer, filled from `memory_at`: the memory is read before the first one that
+        says so, or behind all layers. It moves with the layers: a growth leaves the memory where it was.
     positions: `rope`, or `learned` embeddings.
     """
 
     model_type = "lahr"
 
     routed_layers: list[bool] | None = None
+    route_every: int | None = None
     routing: dict[str, Any] | None = None
     latent: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     memory_at: float = 0.5
+    memory_reads: list[bool] | None = None
     positions: str = "rope"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.routed_layers is None and self.route_every:
+            last = self.route_every - 1
+            self.routed_layers = [layer % self.route_every == last for layer in range(self.num_hidden_layers)]
+        if self.memory_reads is None and self.memory is not None:
+            before = round(self.memory_at * self.num_hidden_layers)
+            self.memory_reads = [layer == before for layer in range(self.num_hidden_layers)]
 
     def slots(self, length: int) -> int:
         """Tokens of a window that a routed layer processes in training: places for them, filled or not."""
@@ -41,6 +55,11 @@ class LahrConfig(LlamaConfig):
         if settings.router in ("topk", "random"):
             return settings.top_k(length)
         return settings.budget.after(length)
+
+    def memory_before(self) -> int:
+        """The layer before which the memory is read; the number of layers: behind all."""
+        reads = self.memory_reads or []
+        return reads.index(True) if True in reads else self.num_hidden_layers
 
     def routing_settings(self) -> RoutingSettings:
         """How routed layers choose their tokens."""
@@ -62,11 +81,12 @@ class LahrConfig(LlamaConfig):
         """Raise ValueError for what cannot be."""
         for settings in (self.routing_settings, self.latent_settings, self.memory_settings):
             settings()  # raises
-        if self.routed_layers is not None and len(self.routed_layers) != self.num_hidden_layers:
-            raise ValueError(
-                f"routed_layers has {len(self.routed_layers)} entries for {self.num_hidden_layers} layers: "
-                "one for each is meant"
-            )
+        for name in ("routed_layers", "memory_reads"):
+            entries = getattr(self, name)
+            if entries is not None and len(entries) != self.num_hidden_layers:
+                raise ValueError(
+                    f"{name} has {len(entries)} entries for {self.num_hidden_layers} layers: give one each"
+                )
         if self.positions not in ("rope", "learned"):
             raise ValueError(f"positions is {self.positions!r}: choose rope or learned")
         if not 0 <= self.memory_at <= 1:

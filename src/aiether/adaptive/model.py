@@ -23,6 +23,9 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .cache import LatentLayer, own_layer
 from .config import LahrConfig
@@ -127,7 +130,7 @@ class LahrPreTrainedModel(LlamaPreTrainedModel):
     _supports_flash_attn = False
     _supports_flex_attn = False
     _can_compile_fullgraph = False
-    _can_record_outputs = {"hidden_states": LahrDecoderLayer, "attentions": LlamaAttention}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": LahrDecoderLayer}  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -194,6 +197,8 @@ class LahrModel(LahrPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @merge_with_config_defaults
+    @capture_outputs
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -232,7 +237,7 @@ class LahrModel(LahrPreTrainedModel):
             "attention_mask": causal_mask,
             "position_embeddings": self._rotary(hidden_BTD, position_ids),
         }
-        memory_before = round(self.config.memory_at * len(self.layers))
+        memory_before = self.config.memory_before()
         for index, layer in enumerate(self.layers):
             hidden_BTD = self._remembered(hidden_BTD, index == memory_before)
             hidden_BTD = layer(
@@ -310,6 +315,7 @@ class LahrForCausalLM(LahrPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -338,7 +344,12 @@ class LahrForCausalLM(LahrPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = causal_lm_loss(logits, labels, output.loss_weights, num_items_in_batch)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+        )
 
 
 def causal_lm_loss(

@@ -97,11 +97,11 @@ def _matches(suffix: str, name: str) -> bool:
 _LLAMA_PROJECTIONS = ("mlp.down_proj", "self_attn.o_proj")
 
 FAMILIES: dict[str, Family] = {
-    # A routed block adds what it changed: none, where its projections are zero. The trial run does not see that.
+    # A routed block adds what it changed: none, where its projections are zero. A trial run misses that.
     "lahr": Family(
         blocks="model.layers",
         output_projections=_LLAMA_PROJECTIONS,
-        per_layer_keys=("routed_layers",),
+        per_layer_keys=("routed_layers", "memory_reads"),
         model_type="lahr",
     ),
 }

@@ -16,21 +16,23 @@ _INDEX_NAMES = ("layer_idx", "layer_index", "layer_id", "layer_number")
 def index_attributes(blocks: nn.ModuleList | nn.Sequential) -> tuple[tuple[str, str], ...]:
     """Where blocks keep their own index: (path of the submodule in the block, attribute).
 
-    An attribute that counts up by one from block to block, from 0 or from 1, in every block. A single block
-    tells nothing; there the usual names decide. Growth in place must renumber them all: two layers with one
-    index share their entry in the generation cache.
+    An attribute that counts up by one from block to block, from 0 or from 1. Where a single block has it, or
+    some have none (those around which no token is routed), that tells nothing and the usual names decide.
+    Growth in place must renumber them all: two layers of one index share an entry in the generation cache.
     """
     settings = [_settings(block) for block in blocks]
-    if len(settings) == 1:
-        return tuple(place for place in settings[0] if place[1] in _INDEX_NAMES)
-    counting = [
-        place
-        for place, first in settings[0].items()
-        if isinstance(first, int)
-        and not isinstance(first, bool)
-        and all(own.get(place) == first + layer for layer, own in enumerate(settings))
-    ]
-    return tuple(counting)
+    places = dict.fromkeys(place for own in settings for place in own)
+    return tuple(place for place in places if _counts_up(place, settings))
+
+
+def _counts_up(place: tuple[str, str], settings: list[dict[tuple[str, str], Any]]) -> bool:
+    """Whether a value follows the blocks' numbers; where not every block has it, its name must say so too."""
+    held = [(layer, own[place]) for layer, own in enumerate(settings) if place in own]
+    if any(not isinstance(value, int) or isinstance(value, bool) for _, value in held):
+        return False
+    if len(held) < max(2, len(settings)) and place[1] not in _INDEX_NAMES:
+        return False
+    return len({value - layer for layer, value in held}) == 1
 
 
 def _settings(block: nn.Module) -> dict[tuple[str, str], Any]:

@@ -245,8 +245,17 @@ def _index_offsets(container: nn.Module) -> dict[tuple[str, str], int]:
                 found[path, _LAYER_INDEX] = 0
     assert isinstance(container, nn.ModuleList | nn.Sequential)
     for path, name in index_attributes(container):
-        found[path, name] = getattr(blocks[0].get_submodule(path), name)
+        index, held = next((i, vars(m)[name]) for i, m in _modules_at(blocks, path) if name in vars(m))
+        found[path, name] = held - index
     return found
+
+
+def _modules_at(blocks: list[nn.Module], path: str) -> Iterator[tuple[int, nn.Module]]:
+    """The submodule at a path, of each block that has it, with the block's number."""
+    for index, block in enumerate(blocks):
+        for where, module in block.named_modules():
+            if where == path:
+                yield index, module
 
 
 def install_config(undo: ExitStack, config: Any, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
