@@ -1,0 +1,226 @@
+"""Speed of LAHR models against the dense model of the same depth: training, the trunk alone, and inference.
+
+    python benchmarks/adaptive_speed.py --device cuda        # one GPU, about 5 minutes
+    python benchmarks/adaptive_speed.py --device cpu         # two cores, smaller, about 10 minutes
+
+The baseline is transformers' own Llama. All arms of a shape are in memory at once and take turns; a figure is
+the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with blocks and the
+output head compiled, as `aiether train --bf16 --compile` does. Prefill and generation run without compiling,
+in bfloat16 on CUDA. FLOPs are those of the closed form that the tests compare with a count.
+Writes benchmarks/results/adaptive_speed_DEVICE.json, after every shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from _machine import about
+from aiether.adaptive import LahrSettings
+from aiether.evaluation import flops_per_token
+from aiether.growth import family_of
+from aiether.integrations import causal_loss
+from aiether.integrations._model import compile_blocks
+from aiether.training.model import build_model
+
+RESULTS = Path(__file__).parent / "results"
+_REFERENCE = {"n_layer": 8, "n_head": 8, "n_embd": 256, "context_length": 512, "vocab_size": 50257}
+_NARROW = {"n_layer": 8, "n_head": 8, "n_embd": 512, "context_length": 512, "vocab_size": 4096}
+_WIDE = {"n_layer": 8, "n_head": 16, "n_embd": 1024, "context_length": 1024, "vocab_size": 4096}
+SHAPES: dict[str, dict[str, dict[str, int]]] = {
+    "cuda": {
+        "width 512, 4,096 tokens": {**_NARROW, "batch_size": 32},
+        "the reference's shape": {**_REFERENCE, "batch_size": 32},
+        "width 1,024, 4,096 tokens": {**_WIDE, "batch_size": 16},
+    },
+    "cpu": {
+        "width 512, 4,096 tokens": {**_NARROW, "batch_size": 1},
+        "the reference's shape": {**_REFERENCE, "batch_size": 1},
+    },
+}
+ARMS: dict[str, dict[str, Any] | None] = {
+    "dense": None,
+    "mod_only": {"lahr_condition": "mod_only"},
+    "mod_only, threshold": {"lahr_condition": "mod_only", "lahr_router": "threshold"},
+    "full": {"lahr_condition": "full"},
+}
+
+
+class Arm:
+    """One model, for training (with its optimizer) or for inference."""
+
+    def __init__(
+        self, settings: dict[str, Any] | None, shape: dict[str, int], device: str, *, inference: bool
+    ) -> None:
+        self.shape, self.device = shape, device
+        model_shape = {name: value for name, value in shape.items() if name != "batch_size"}
+        lahr = None if settings is None else LahrSettings(**settings)
+        model: Any = build_model(
+            "llama" if lahr is None else "lahr",
+            final_depth=shape["n_layer"],
+            seed=0,
+            dropout=0.0,
+            eos_token_id=None,
+            lahr=lahr,
+            **model_shape,
+        )
+        dtype = torch.bfloat16 if inference and device == "cuda" else torch.float32
+        self.model = model.to(device, dtype).train(not inference)
+        if device == "cuda" and not inference:
+            compile_blocks(self.model, family_of(self.model))
+        if not inference:
+            self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        generator = torch.Generator().manual_seed(0)
+        size = (shape["batch_size"], shape["context_length"])
+        self.ids = torch.randint(shape["vocab_size"], size, generator=generator).to(device)
+        self.tokens = self.ids.numel()
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
+
+    def train(self) -> None:
+        with self.autocast():
+            if self.device == "cuda":
+                loss = causal_loss(self.model, self.ids, self.ids, None)
+            else:
+                loss = self.model(input_ids=self.ids, labels=self.ids).loss
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def trunk(self) -> None:
+        with self.autocast():
+            hidden = self.model.base_model(input_ids=self.ids).last_hidden_state
+        hidden.float().mean().backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def prefill(self) -> None:
+        self.model.base_model(input_ids=self.ids, use_cache=False)
+
+    @torch.no_grad()
+    def decode(self, batch: int, new: int) -> None:
+        prompt = self.ids[:1, : self.ids.shape[1] // 2].expand(batch, -1)
+        self.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=0,
+        )
+
+
+def seconds(work: Callable[[], None], device: str, times: int) -> float:
+    """Mean seconds of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / times
+
+
+def in_turns(arms: dict[str, Arm], name: str, rounds: int, times: int, *given: int) -> dict[str, list[float]]:
+    """Seconds of a method of each arm, round by round, after one call that is not counted."""
+    works = {arm: (lambda each=each: getattr(each, name)(*given)) for arm, each in arms.items()}
+    device = next(iter(arms.values())).device
+    for work in works.values():
+        for _ in range(3 if name in ("train", "trunk") else 1):
+            work()
+    found: dict[str, list[float]] = {arm: [] for arm in arms}
+    for _ in range(rounds):
+        for arm, work in works.items():
+            found[arm].append(seconds(work, device, times))
+    return found
+
+
+def measure(
+    shape: dict[str, int], device: str, *, rounds: int, times: int, batches: list[int]
+) -> dict[str, Any]:
+    """Everything about one shape."""
+    context, head = shape["context_length"], 6 * shape["n_embd"] * shape["vocab_size"]
+    arms = {name: Arm(settings, shape, device, inference=False) for name, settings in ARMS.items()}
+    result: dict[str, Any] = {"shape": shape, "arms": {}}
+    for name, arm in arms.items():
+        flops = flops_per_token(arm.model.config, context)
+        parameters = sum(p.numel() for p in arm.model.parameters())
+        result["arms"][name] = {
+            "parameters": parameters,
+            "flops_per_token": flops,
+            "trunk_flops": flops - head,
+        }
+    for label in ("train", "trunk"):
+        note(result, label, arms, in_turns(arms, label, rounds, times), next(iter(arms.values())).tokens)
+    del arms
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    arms = {name: Arm(settings, shape, device, inference=True) for name, settings in ARMS.items()}
+    tokens = next(iter(arms.values())).tokens
+    note(result, "prefill", arms, in_turns(arms, "prefill", rounds, times), tokens)
+    for batch in batches:
+        new = 64 if device == "cuda" else 16
+        found = in_turns(arms, "decode", max(3, rounds // 2), 1, batch, new)
+        note(result, f"generate, batch {batch}", arms, found, batch * new)
+    dense = result["arms"]["dense"]
+    for entry in result["arms"].values():
+        entry["flops_ratio"] = dense["flops_per_token"] / entry["flops_per_token"]
+        entry["trunk_flops_ratio"] = dense["trunk_flops"] / entry["trunk_flops"]
+    return result
+
+
+def note(
+    result: dict[str, Any], label: str, arms: dict[str, Arm], found: dict[str, list[float]], tokens: int
+) -> None:
+    """Put an arm's medians into the result: tokens a second, and how much faster than the dense one."""
+    for name in arms:
+        median = statistics.median(found[name])
+        faster = [a / b for a, b in zip(found["dense"], found[name], strict=True)]
+        result["arms"][name][label] = {
+            "tokens_per_s": tokens / median,
+            "ratio": statistics.median(faster),
+            "lowest_and_highest": [min(faster), max(faster)],
+        }
+    told = ", ".join(f"{name} {result['arms'][name][label]['ratio']:.2f}" for name in arms)
+    print(f"  {label}: {told}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--times", type=int, default=0, help="calls a round; 0: 10 on CUDA, 1 on a CPU")
+    parser.add_argument("--batches", type=int, nargs="*", default=[8, 64])
+    parser.add_argument("--shapes", type=int, default=9, help="how many of the shapes, in their order")
+    parser.add_argument("--commit", help="where the tree is no git checkout")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    device, out = arguments.device, arguments.out or RESULTS / f"adaptive_speed_{arguments.device}.json"
+    torch._dynamo.config.recompile_limit = 64  # arms and shapes share the classes
+    times = arguments.times or (10 if device == "cuda" else 1)
+    content = about(seeds=[0], commit=arguments.commit) | {"device": device, "shapes": {}}
+    if device == "cuda":
+        content["gpu"] = torch.cuda.get_device_name()
+    for label, shape in list(SHAPES[device].items())[: arguments.shapes]:
+        print(label, flush=True)
+        torch._dynamo.reset()  # or the second shape would be compiled for any size
+        content["shapes"][label] = measure(
+            shape, device, rounds=arguments.rounds, times=times, batches=arguments.batches
+        )
+        out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
