@@ -25,9 +25,9 @@ def compute_figures(model: nn.Module) -> dict[str, float]:
     """What was counted since `reset_compute_figures`, padding aside.
 
     `capacity`: share of the tokens that routed layers processed. `capacity_dropped`: of those that the causal
-    rule wanted, the share for which there was no room. `router_precision`, `router_recall`: of the causal rule
-    against the k highest scores of each sequence. `iterations`: their mean. `memory_used`, `memory_dead`,
-    `memory_entropy`: see `ProductKeyMemory.usage_figures`.
+    rule wanted, the share for which there was no room. `router_precision`, `router_recall`: of the causal
+    rule against the k highest scores of each sequence. `iterations`: their mean. `memory_used`,
+    `memory_dead`, `memory_entropy`: see `ProductKeyMemory.usage_figures`.
     """
     figures: dict[str, float] = {}
     routed = [module for module in model.modules() if isinstance(module, Routing)]

@@ -34,7 +34,8 @@ from .figures import compute_figures, reset_compute_figures
 from .latent import KeyValues, LatentReasoning, Store, Thought, keep_stopped, weighted_surrogate
 from .masks import attention_mask as mask_for
 from .memory import ProductKeyMemory
-from .mixture_of_depths import commit_routing, routed_forward
+from .mixture_of_depths import commit_routing
+from .routed_layer import routed_forward
 from .routing import Routing
 
 IGNORED = -100
