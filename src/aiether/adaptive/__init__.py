@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .auxiliary import attach_loss, set_auxiliary_scale
     from .config import LahrConfig, lahr_parts
+    from .decoders import add_mixture_of_depths, load_mixture_of_depths
+    from .figures import compute_figures, reset_compute_figures
     from .halting import exit_probabilities, prior_probabilities
     from .inference import set_halt_q
     from .latent import LatentReasoning, LatentSettings, Thought
     from .memory import MemorySettings, ProductKeyMemory
-    from .mixture_of_depths import MixtureOfDepths, add_mixture_of_depths, commit_routing
+    from .mixture_of_depths import MixtureOfDepths, commit_routing
     from .model import LahrForCausalLM, LahrModel
     from .routing import Routing, RoutingSettings
     from .settings import PARTS, SIZES, LahrCondition, LahrSettings
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "auxiliary": ("attach_loss", "set_auxiliary_scale"),
     "config": ("LahrConfig", "lahr_parts"),
+    "decoders": ("add_mixture_of_depths", "load_mixture_of_depths"),
+    "figures": ("compute_figures", "reset_compute_figures"),
     "halting": ("exit_probabilities", "prior_probabilities"),
     "inference": ("set_halt_q",),
     "latent": ("LatentReasoning", "LatentSettings", "Thought"),
     "memory": ("MemorySettings", "ProductKeyMemory"),
-    "mixture_of_depths": ("MixtureOfDepths", "add_mixture_of_depths", "commit_routing"),
+    "mixture_of_depths": ("MixtureOfDepths", "commit_routing"),
     "model": ("LahrForCausalLM", "LahrModel"),
     "routing": ("Routing", "RoutingSettings"),
     "settings": ("PARTS", "SIZES", "LahrCondition", "LahrSettings"),
@@ -52,9 +56,12 @@ __all__ = [
     "add_mixture_of_depths",
     "attach_loss",
     "commit_routing",
+    "compute_figures",
     "exit_probabilities",
     "lahr_parts",
+    "load_mixture_of_depths",
     "prior_probabilities",
+    "reset_compute_figures",
     "set_auxiliary_scale",
     "set_halt_q",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from .selection import Budget, Slots
 
@@ -26,6 +26,9 @@ class CompactLayer(CacheLayerMixin):
     used_B, present_B: int64, tokens that each row holds, and those that went by, padding aside.
     places_BC: int64, the place of the token in each slot, padding counted.
     seen: tokens that went by, padding included.
+
+    Args:
+        window: a token attends to those that are fewer places away; None: to all before it.
     """
 
     is_sliding = False
@@ -34,9 +37,9 @@ class CompactLayer(CacheLayerMixin):
     present_B: Tensor
     places_BC: Tensor
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, window: int | None = None) -> None:
         super().__init__()
-        self.budget = budget
+        self.budget, self.window = budget, window
         self.seen = 0
         self._slots: Slots | None = None
 
@@ -45,8 +48,6 @@ class CompactLayer(CacheLayerMixin):
         batch, heads, _, head_dim = key_states.shape
         self.keys = key_states.new_zeros(batch, heads, 0, head_dim)
         self.values = value_states.new_zeros(batch, heads, 0, value_states.shape[-1])
-        self.places_BC = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
-        self.used_B = torch.zeros(batch, dtype=torch.long, device=self.device)
         self.is_initialized = True
 
     def expect(self, slots: Slots, present_BT: Tensor) -> Tensor | None:
@@ -56,19 +57,27 @@ class CompactLayer(CacheLayerMixin):
         themselves.
         """
         self._slots, self._first = slots, self.seen == 0
-        self._places_BK = self.seen + slots.index_BK
+        if self._first:
+            self.used_B = torch.zeros_like(slots.count_B)
+            self.present_B, self.places_BC = self.used_B, slots.index_BK[:, :0]
+        places_BK = self.seen + slots.index_BK
         self.seen += present_BT.shape[-1]
-        present_B = present_BT.sum(-1)
-        self.present_B = present_B if self._first else self.present_B + present_B
+        self.present_B = self.present_B + present_BT.sum(-1)
         self._capacity = -(-self.budget.after(self.seen) // _STEP) * _STEP
-        if not self._first:
-            self._capacity = max(self._capacity, self.places_BC.shape[-1])
+        self._capacity = max(self._capacity, self.places_BC.shape[-1])
+        rank_K = torch.arange(slots.index_BK.shape[-1], device=places_BK.device)
+        own_BK = self.used_B[:, None] + rank_K
+        # An empty slot writes into one column behind the last, which is cut off again.
+        self._column_BK = torch.where(slots.filled_BK, own_BK, self._capacity)
+        self.places_BC = self._with(self.places_BC[:, None, :, None], places_BK[:, None, :, None])[:, 0, :, 0]
         if self._first:
             return None
-        rank_K = torch.arange(slots.index_BK.shape[-1], device=slots.index_BK.device)
-        own_BK = self.used_B[:, None] + rank_K
         column_C = torch.arange(self._capacity, device=own_BK.device)
-        return (column_C <= own_BK[..., None])[:, None]
+        allowed_BKC = column_C <= own_BK[..., None]
+        if self.window is not None:
+            near_BKC = places_BK[..., None] - self.places_BC[:, None] < self.window
+            allowed_BKC = allowed_BKC & (near_BKC | (column_C == own_BK[..., None]))
+        return allowed_BKC[:, None]
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -78,25 +87,17 @@ class CompactLayer(CacheLayerMixin):
         slots, self._slots = self._slots, None
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self._grow()
-        rank_K = torch.arange(slots.index_BK.shape[-1], device=key_states.device)
-        # An empty slot writes into one column behind the last, which is cut off again.
-        place_BK = torch.where(slots.filled_BK, self.used_B[:, None] + rank_K, self._capacity)
-        self.keys = _written(self.keys, place_BK, key_states)
-        self.values = _written(self.values, place_BK, value_states)
-        places_B1C1 = _written(self.places_BC[:, None, :, None], place_BK, self._places_BK[:, None, :, None])
-        self.places_BC = places_B1C1[:, 0, :, 0]
+        self.keys, self.values = self._with(self.keys, key_states), self._with(self.values, value_states)
         self.used_B = self.used_B + slots.count_B
         return (key_states, value_states) if self._first else (self.keys, self.values)
 
-    def _grow(self) -> None:
-        assert self.keys is not None
-        assert self.values is not None
-        missing = self._capacity - self.keys.shape[-2]
-        if missing > 0:
-            pad = torch.nn.functional.pad
-            self.keys, self.values = pad(self.keys, (0, 0, 0, missing)), pad(self.values, (0, 0, 0, missing))
-            self.places_BC = pad(self.places_BC, (0, missing))
+    def _with(self, held_BHCX: Tensor | None, new_BHKX: Tensor) -> Tensor:
+        """What was held, at the present capacity, with the announced slots written into it."""
+        assert held_BHCX is not None
+        missing = self._capacity - held_BHCX.shape[-2]
+        padded = torch.nn.functional.pad(held_BHCX, (0, 0, 0, missing + 1))
+        index = self._column_BK[:, None, :, None].expand_as(new_BHKX)
+        return padded.scatter(2, index, new_BHKX.to(held_BHCX.dtype))[:, :, :-1]
 
     def get_seq_length(self) -> int:
         """Tokens that were seen: what positions and masks of the other layers are counted from."""
@@ -135,20 +136,12 @@ class CompactLayer(CacheLayerMixin):
         """Forget the last tokens that were seen (their number, negative as in transformers)."""
         if tokens_to_remove == 0 or not self.is_initialized:
             return
-        self.seen -= abs(tokens_to_remove)
-        self.present_B = self.present_B - abs(
-            tokens_to_remove
-        )  # padding is on the left, never among the last
+        removed = abs(tokens_to_remove)
+        self.seen -= removed
+        self.present_B = self.present_B - removed  # padding is on the left, never among the last
         slot_C = torch.arange(self.places_BC.shape[-1], device=self.used_B.device)
         kept_BC = (slot_C < self.used_B[:, None]) & (self.places_BC < self.seen)
         self.used_B = kept_BC.sum(-1)
-
-
-def _written(into_BHCD: Tensor | None, place_BK: Tensor, values_BHKD: Tensor) -> Tensor:
-    assert into_BHCD is not None
-    padded = torch.nn.functional.pad(into_BHCD, (0, 0, 0, 1))
-    index = place_BK[:, None, :, None].expand_as(values_BHKD)
-    return padded.scatter(2, index, values_BHKD.to(into_BHCD.dtype))[:, :, :-1]
 
 
 class LatentLayer(CacheLayerMixin):
@@ -218,7 +211,8 @@ def own_layer(cache: Cache, index: int, kind: type[Any], *settings: Any) -> Any:
     found = cache.layers[index]
     if isinstance(found, kind):
         return found
-    if type(found) is not DynamicLayer or found.is_initialized:
+    plain = type(found) in (DynamicLayer, DynamicSlidingWindowLayer)
+    if not plain or getattr(found, "is_initialized", False):
         raise ValueError(
             f"layer {index} of the cache is a {type(found).__name__}: layers with adaptive depth need "
             "transformers' DynamicCache, empty at the start (leave cache_implementation out)"

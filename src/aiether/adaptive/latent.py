@@ -13,6 +13,7 @@ stopped exceeds q.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -82,11 +83,13 @@ class Thought:
     iterations_BT: int64, how many iterations it took.
     weights_BT: float32, p / q of the sampled exit, through which the halting head learns; None outside
         training and where nothing is learned.
+    exits_NBTD: the states after each iteration, where they were asked for.
     """
 
     hidden_BTD: Tensor
     iterations_BT: Tensor
     weights_BT: Tensor | None
+    exits_NBTD: Tensor | None = None
 
 
 class LatentReasoning(nn.Module):
@@ -100,7 +103,6 @@ class LatentReasoning(nn.Module):
     """
 
     passes: Tensor
-    prior: Tensor
     figures: Tensor
 
     def __init__(self, block: nn.Module, hidden_size: int, settings: LatentSettings) -> None:
@@ -108,15 +110,23 @@ class LatentReasoning(nn.Module):
         self.block, self.settings = block, settings
         self.auxiliary_scale = 1.0
         self.counting = False
-        self.steps = nn.Parameter(torch.zeros(settings.iterations, hidden_size))
-        self.inject = nn.Parameter(torch.zeros(hidden_size))
+        prior = prior_probabilities(settings.prior, settings.iterations, settings.prior_rate)
+        self.prior_stops: list[float] = conditional_stops(prior).tolist()
+        self.steps = nn.Parameter(torch.empty(settings.iterations, hidden_size))
+        self.inject = nn.Parameter(torch.empty(hidden_size))
         if self.learns:
-            self.halt_weight = nn.Parameter(torch.zeros(hidden_size))
-            self.halt_bias = nn.Parameter(torch.zeros(settings.iterations - 1))
+            self.halt_weight = nn.Parameter(torch.empty(hidden_size))
+            self.halt_bias = nn.Parameter(torch.empty(settings.iterations - 1))
         self.register_buffer("passes", torch.zeros((), dtype=torch.long))
         self.register_buffer(
             "figures", torch.zeros(2, dtype=torch.long), persistent=False
         )  # tokens, iterations
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The initial weights, the block's aside: no iteration differs from another, nothing is counted."""
+        for tensor in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
+            nn.init.zeros_(tensor)
 
     @property
     def learns(self) -> bool:
@@ -134,6 +144,7 @@ class LatentReasoning(nn.Module):
         places_BT: Tensor,
         present_BT: Tensor | None = None,
         store: Store | None = None,
+        all_exits: bool = False,
         **kwargs: Any,
     ) -> Thought:
         """(B, T, D) -> the states at each token's exit.
@@ -142,9 +153,10 @@ class LatentReasoning(nn.Module):
             places_BT: int64, where each token stands in its row: numbers are drawn by it.
             present_BT: bool, False for padding, which is not counted.
             store: where earlier tokens' keys and values are; None: nothing came before.
+            all_exits: nobody stops, and the states after each iteration are returned.
             kwargs: for the block.
         """
-        run = _Run(self, hidden_BTD, places_BT, present_BT, store)
+        run = _Run(self, hidden_BTD, places_BT, present_BT, store, all_exits)
         state = hidden_BTD
         for number in range(self.settings.iterations):
             if number and run.all_stopped():
@@ -158,14 +170,23 @@ class LatentReasoning(nn.Module):
                 **kwargs,
             )
             state = run.advance(number, state, proposed)
+            if run.exits is not None:
+                run.exits.append(state)
         if self.counting:
             present = torch.ones_like(run.taken_BT) if present_BT is None else present_BT.long()
             self.figures += torch.stack([present.sum(), (run.taken_BT * present).sum()])
-        return Thought(run.carry(state), run.taken_BT, run.weights_BT)
+        exits = None if run.exits is None else torch.stack(run.exits)
+        return Thought(run.carry(state), run.taken_BT, run.weights_BT, exits)
 
     def stop_logit(self, number: int, state_BTD: Tensor) -> Tensor:
-        """The logit of stopping after iteration `number` (from 0, not the last), float32 (B, T)."""
-        return (state_BTD.float() * self.halt_weight.float()).sum(-1) + self.halt_bias[number].float()
+        """The logit of stopping after iteration `number` (from 0, not the last), float32 (B, T).
+
+        The head reads the state at unit scale, and what it says is added to the prior's logit.
+        """
+        prior = self.prior_stops[number]
+        state_BTD = F.rms_norm(state_BTD.float(), state_BTD.shape[-1:])
+        said_BT = (state_BTD * self.halt_weight.float()).sum(-1) + self.halt_bias[number].float()
+        return said_BT + math.log(prior / (1 - prior))
 
 
 def keep_stopped(own: KeyValues, earlier: KeyValues | None, active_BT: Tensor) -> KeyValues:
@@ -186,15 +207,15 @@ class _Run:
         places_BT: Tensor,
         present_BT: Tensor | None,
         store: Store | None,
+        all_exits: bool,
     ) -> None:
         self.latent, self.settings, self.store = latent, latent.settings, store
         self.places_BT, self.present_BT = places_BT.expand(hidden_BTD.shape[:2]), present_BT
         shape, device = hidden_BTD.shape[:2], hidden_BTD.device
         self.active_BT = torch.ones(shape, dtype=torch.bool, device=device)
         self.taken_BT = torch.zeros(shape, dtype=torch.long, device=device)
-        prior = prior_probabilities(self.settings.prior, self.settings.iterations, self.settings.prior_rate)
-        self.prior_stops = conditional_stops(prior).tolist()
-        self.training = latent.training and self.settings.halting != "fixed"
+        self.exits: list[Tensor] | None = [] if all_exits else None
+        self.training = latent.training and self.settings.halting != "fixed" and not all_exits
         self.last: KeyValues | None = None
         ones = torch.ones(shape, dtype=torch.float32, device=device)
         self.reached_p_BT, self.reached_q_BT = ones, ones  # the chance to get here under p, and as sampled
@@ -226,8 +247,8 @@ class _Run:
         return state
 
     def _stops(self, number: int, before_BTD: Tensor, state_BTD: Tensor) -> Tensor:
-        settings, prior = self.settings, self.prior_stops[number]
-        if settings.halting == "fixed":
+        settings, prior = self.settings, self.latent.prior_stops[number]
+        if self.exits is not None or settings.halting == "fixed":
             return torch.zeros_like(self.active_BT)
         if settings.halting == "change" and not self.training:
             moved = (state_BTD - before_BTD).float().norm(dim=-1)
@@ -238,6 +259,8 @@ class _Run:
         logit_BT = self.latent.stop_logit(number, state_BTD)
         stop_p_BT = torch.sigmoid(logit_BT)
         if not self.training:
+            if settings.halt_q >= 1:  # a sigmoid may round to 1
+                return torch.zeros_like(self.active_BT)
             self.reached_p_BT = self.reached_p_BT * (1 - stop_p_BT)
             return 1 - self.reached_p_BT >= settings.halt_q
         return self._sampled(number, logit_BT, stop_p_BT, prior)
@@ -278,13 +301,15 @@ class _Run:
 def weighted_surrogate(losses: Tensor, weights: Tensor, counted: Tensor) -> Tensor:
     """Sum of p/q-weighted losses of low variance: a baseline is taken off what reaches p.
 
-    The gradient with respect to p of the sum over exits of p_n b is zero for any b, so the mean loss goes.
+    The gradient with respect to p of the sum over exits of p_n b is zero for any b that does not depend on
+    the token's own exit, so the mean loss of the other tokens goes.
 
     Args:
         losses: float32, one a token; `weights` its p/q; `counted` 1 where a token has a label.
     """
-    fixed, mean = weights.detach(), (losses.detach() * counted).sum() / counted.sum().clamp_min(1)
-    through_p = (weights - fixed) * (losses.detach() - mean)
+    fixed, seen = weights.detach(), losses.detach() * counted
+    mean_of_others = (seen.sum() - seen) / (counted.sum() - 1).clamp_min(1)
+    through_p = (weights - fixed) * (losses.detach() - mean_of_others)
     return ((fixed * losses + through_p) * counted).sum()
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .selection import Slots, gather
+
 
 def attention_mask(
     allowed_B1QK: Tensor | None, num_queries: int, implementation: str | None, like: Tensor
@@ -33,6 +35,19 @@ def attention_mask(
         return allowed_B1QK
     blocked = torch.zeros(allowed_B1QK.shape, dtype=like.dtype, device=like.device)
     return blocked.masked_fill(~allowed_B1QK, torch.finfo(like.dtype).min)
+
+
+def among_slots(mask_B1QK: Tensor, slots: Slots) -> Tensor:
+    """Which slot may attend to which, bool (B, 1, K, K), by a mask over the tokens; causal in any case.
+
+    Padding, windows and packed documents are honoured. Every slot may attend to itself: no row is empty.
+    """
+    batch, num_slots = slots.index_BK.shape
+    allowed_BTT = mask_B1QK[:, 0] if mask_B1QK.dtype == torch.bool else mask_B1QK[:, 0] == 0
+    rows_BKT = gather(allowed_BTT.expand(batch, -1, -1), slots)
+    columns_BKK = slots.index_BK[:, None, :].expand(-1, num_slots, -1)
+    own_KK = torch.eye(num_slots, dtype=torch.bool, device=rows_BKT.device)
+    return ((rows_BKT.gather(-1, columns_BKK) | own_KK) & torch.ones_like(own_KK).tril())[:, None]
 
 
 def present_tokens(mask_B1QK: Tensor | None, num_tokens: int) -> Tensor | None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_LOG_TEMPERATURE = math.log(10.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySettings:
@@ -53,20 +55,28 @@ class ProductKeyMemory(nn.Module):
         heads, keys, key_size = settings.heads, settings.keys, settings.key_size
         self.norm = nn.RMSNorm(hidden_size)
         self.query = nn.Linear(hidden_size, heads * 2 * key_size, bias=False)
-        self.keys = nn.Parameter(torch.randn(heads, 2, keys, key_size) / math.sqrt(key_size))
-        self.log_temperature = nn.Parameter(torch.full((heads,), math.log(10.0)))
+        self.keys = nn.Parameter(torch.empty(heads, 2, keys, key_size))
+        self.log_temperature = nn.Parameter(torch.empty(heads))
         self.values = nn.Embedding(keys * keys, hidden_size)
         self.gate = nn.Linear(hidden_size, hidden_size, bias=False)
         self.output = nn.Linear(hidden_size, hidden_size, bias=False)
         self.counting = False
         self.register_buffer("usage", torch.zeros(keys * keys, dtype=torch.long), persistent=False)
+        self.reset_parameters()
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def reset_parameters(self) -> None:
+        """The initial keys and temperatures (the linear parts and the table have their own), and no usage."""
+        nn.init.normal_(self.keys, std=self.settings.key_size**-0.5)
+        nn.init.constant_(self.log_temperature, _LOG_TEMPERATURE)
+        nn.init.zeros_(self.usage)
+
+    def forward(self, hidden: Tensor, present: Tensor | None = None) -> Tensor:
+        """`present` (bool, without the last dimension): what is counted; None: everything."""
         normed = self.norm(hidden)
         flat = normed.flatten(0, -2)
         slots_MHK, weights_MHK = self.read(flat)
         if self.counting:
-            self.usage += torch.bincount(slots_MHK.flatten(), minlength=len(self.usage))
+            self._count(slots_MHK, present)
         read = F.embedding_bag(
             slots_MHK.flatten(1),
             self.values.weight,
@@ -79,16 +89,22 @@ class ProductKeyMemory(nn.Module):
         """The slots of each query, int64 (M, heads, top_k), and their softmax weights, float32."""
         settings, top = self.settings, self.settings.top_k
         queries = self.query(normed_MD).view(-1, settings.heads, 2, settings.key_size)
-        queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(self.keys.float(), dim=-1)
-        scores_MH2N = (
-            torch.einsum("mhpd,hpnd->mhpn", queries, keys) * self.log_temperature.exp()[:, None, None]
-        )
+        with torch.autocast(queries.device.type, enabled=False):  # it would take the scores in bfloat16
+            queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(self.keys.float(), dim=-1)
+            scores_MH2N = torch.einsum("mhpd,hpnd->mhpn", queries, keys)
+            scores_MH2N = scores_MH2N * self.log_temperature.float().exp()[:, None, None]
         best, index = scores_MH2N.topk(top, dim=-1)
         pairs = (best[:, :, 0, :, None] + best[:, :, 1, None, :]).flatten(-2)
         weights, chosen = pairs.topk(top, dim=-1)
         first = index[:, :, 0].gather(-1, chosen // top)
         second = index[:, :, 1].gather(-1, chosen % top)
         return first * settings.keys + second, weights.softmax(-1)
+
+    def _count(self, slots_MHK: Tensor, present: Tensor | None) -> None:
+        ones_MHK = torch.ones_like(slots_MHK)
+        if present is not None:
+            ones_MHK = ones_MHK * present.reshape(-1, 1, 1)
+        self.usage.scatter_add_(0, slots_MHK.flatten(), ones_MHK.flatten())
 
     def reset_usage(self) -> None:
         """Begin to count anew."""

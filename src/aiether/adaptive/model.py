@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
@@ -23,17 +25,18 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
 )
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache import LatentLayer, own_layer
 from .config import LahrConfig
+from .figures import compute_figures, reset_compute_figures
 from .latent import KeyValues, LatentReasoning, Store, Thought, keep_stopped, weighted_surrogate
 from .masks import attention_mask as mask_for
 from .memory import ProductKeyMemory
-from .mixture_of_depths import commit_routing, routed_forward
-from .routing import FIGURES, Routing
+from .mixture_of_depths import commit_routing
+from .routed_layer import routed_forward
+from .routing import Routing
 
 IGNORED = -100
 
@@ -61,7 +64,7 @@ class LahrDecoderLayer(LlamaDecoderLayer):
         )
 
 
-class LatentBlock(nn.Module):
+class LatentBlock(GradientCheckpointingLayer):
     """The block that is iterated: Llama's layer, whose attention sees stopped tokens as they last were."""
 
     def __init__(self, config: LahrConfig) -> None:
@@ -115,10 +118,12 @@ class LahrOutput(BaseModelOutputWithPast):
     ----------
     loss_weights: (B, T), what a token's loss counts in training (p / q of its sampled exit); None: 1.
     iterations: int64 (B, T), how many latent iterations each token took; None without a latent block.
+    exits: (N, B, T, D), the states after each iteration, before the final norm; None if not asked for.
     """
 
     loss_weights: Tensor | None = None
     iterations: Tensor | None = None
+    exits: Tensor | None = None
 
 
 class LahrPreTrainedModel(LlamaPreTrainedModel):
@@ -134,42 +139,18 @@ class LahrPreTrainedModel(LlamaPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, Routing) and module.settings.learned:
-            nn.init.normal_(module.weight, std=std)
-        if isinstance(module, ProductKeyMemory):
-            nn.init.normal_(module.keys, std=module.settings.key_size**-0.5)
+        if isinstance(module, Routing):
+            module.reset_parameters(self.config.initializer_range)
+        if isinstance(module, LatentReasoning | ProductKeyMemory):
+            module.reset_parameters()
 
     def reset_compute_figures(self) -> None:
         """Begin to count what tokens cost; counting goes on until `compute_figures`."""
-        for module in self.modules():
-            if isinstance(module, Routing | LatentReasoning):
-                module.figures.zero_()
-                module.counting = True
-            elif isinstance(module, ProductKeyMemory):
-                module.reset_usage()
-                module.counting = True
+        reset_compute_figures(self)
 
     def compute_figures(self) -> dict[str, float]:
         """What was counted since `reset_compute_figures`: realised capacity, iterations, memory."""
-        figures: dict[str, float] = {}
-        routed = [m for m in self.modules() if isinstance(m, Routing)]
-        if routed:
-            counts = dict(zip(FIGURES, torch.stack([m.figures for m in routed]).sum(0).tolist(), strict=True))
-            figures["capacity"] = counts["processed"] / max(1, counts["tokens"])
-            figures["capacity_dropped"] = (counts["wanted"] - counts["processed"]) / max(1, counts["wanted"])
-            if routed[0].settings.learned:
-                figures["router_precision"] = counts["agreed"] / max(1, counts["wanted"])
-                figures["router_recall"] = counts["agreed"] / max(1, counts["top_k"])
-        for module in self.modules():
-            if isinstance(module, LatentReasoning):
-                tokens, iterations = module.figures.tolist()
-                figures["iterations"] = iterations / max(1, tokens)
-            if isinstance(module, ProductKeyMemory):
-                figures |= module.usage_figures()
-            if hasattr(module, "counting"):
-                module.counting = False  # type: ignore[assignment]
-        return figures
+        return compute_figures(self)
 
 
 class LahrModel(LahrPreTrainedModel):
@@ -197,7 +178,6 @@ class LahrModel(LahrPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs
     def forward(
         self,
@@ -207,22 +187,25 @@ class LahrModel(LahrPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        all_exits: bool = False,
         **kwargs: Any,
     ) -> LahrOutput:
+        """`all_exits`: nobody stops, and the states after each latent iteration are returned."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         if self.training and torch.is_grad_enabled():
             commit_routing(self)
         hidden_BTD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
         if self.gradient_checkpointing and self.training:
-            use_cache = False
+            use_cache, past_key_values = False, None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        places_1T = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device)[None] + seen
-        position_ids = places_1T if position_ids is None else position_ids
-        given_mask = attention_mask
+        if position_ids is None:
+            position_ids = _positions(attention_mask, hidden_BTD, seen)
+        token_mask = _present(attention_mask, hidden_BTD.shape[1])
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_BTD,
@@ -230,7 +213,6 @@ class LahrModel(LahrPreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
-        token_mask = _present(given_mask, hidden_BTD.shape[1])
         if self.embed_positions is not None:
             hidden_BTD = hidden_BTD + self.embed_positions(position_ids)
         shared: dict[str, Any] = {
@@ -239,7 +221,7 @@ class LahrModel(LahrPreTrainedModel):
         }
         memory_before = self.config.memory_before()
         for index, layer in enumerate(self.layers):
-            hidden_BTD = self._remembered(hidden_BTD, index == memory_before)
+            hidden_BTD = self._remembered(hidden_BTD, token_mask, index == memory_before)
             hidden_BTD = layer(
                 hidden_BTD,
                 token_mask=token_mask,
@@ -248,13 +230,16 @@ class LahrModel(LahrPreTrainedModel):
                 use_cache=use_cache,
                 **shared,
             )
-        hidden_BTD = self._remembered(hidden_BTD, memory_before == len(self.layers))
+        hidden_BTD = self._remembered(hidden_BTD, token_mask, memory_before == len(self.layers))
+        if all_exits:
+            shared["all_exits"] = True
         thought = self._thought(hidden_BTD, position_ids, token_mask, past_key_values, shared)
         return LahrOutput(
             last_hidden_state=self.norm(thought.hidden_BTD),  # type: ignore[arg-type]
             past_key_values=past_key_values if use_cache else None,
             loss_weights=thought.weights_BT,
             iterations=None if self.latent is None else thought.iterations_BT,
+            exits=thought.exits_NBTD,
         )
 
     def _rotary(self, hidden_BTD: Tensor, position_ids: Tensor) -> KeyValues:
@@ -262,8 +247,10 @@ class LahrModel(LahrPreTrainedModel):
         cos, sin = self.rotary_emb(hidden_BTD, position_ids=position_ids)
         return (cos, sin) if self.embed_positions is None else (torch.ones_like(cos), torch.zeros_like(sin))
 
-    def _remembered(self, hidden_BTD: Tensor, here: bool) -> Tensor:
-        return hidden_BTD + self.memory(hidden_BTD) if here and self.memory is not None else hidden_BTD
+    def _remembered(self, hidden_BTD: Tensor, token_mask: Tensor | None, here: bool) -> Tensor:
+        if self.memory is None or not here:
+            return hidden_BTD
+        return hidden_BTD + self.memory(hidden_BTD, token_mask)
 
     def _thought(
         self,
@@ -294,6 +281,14 @@ class LahrModel(LahrPreTrainedModel):
                 ),
             }
         return self.latent(hidden_BTD, places_BT=position_ids, present_BT=token_mask, store=store, **shared)
+
+
+def _positions(attention_mask: Tensor | None, hidden_BTD: Tensor, seen: int) -> Tensor:
+    """Each token's place among its row's, int64 (B or 1, T); padding counts for none."""
+    num_tokens = hidden_BTD.shape[1]
+    if attention_mask is None or attention_mask.ndim != 2:
+        return torch.arange(num_tokens, device=hidden_BTD.device)[None] + seen
+    return (attention_mask.bool().cumsum(-1) - 1).clamp_min(0)[:, -num_tokens:]
 
 
 def _present(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
@@ -339,8 +334,7 @@ class LahrForCausalLM(LahrPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(output.last_hidden_state[:, kept, :])
+        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = causal_lm_loss(logits, labels, output.loss_weights, num_items_in_batch)
@@ -349,6 +343,7 @@ class LahrForCausalLM(LahrPreTrainedModel, GenerationMixin):
             logits=logits,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
 
 
@@ -358,7 +353,7 @@ def causal_lm_loss(
     """Next-token cross-entropy in float32 over `num_items` (None: those labelled), weighted in training."""
     shifted = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)
     counted = shifted != IGNORED
-    num_items = counted.sum() if num_items is None else num_items
+    num_items = counted.sum().clamp_min(1) if num_items is None else num_items
     losses = F.cross_entropy(
         logits_BTV.flatten(0, 1).float(), shifted.flatten(), ignore_index=IGNORED, reduction="none"
     )

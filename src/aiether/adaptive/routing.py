@@ -8,7 +8,6 @@ filled in order.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from .auxiliary import attach_loss
 from .cache import CompactLayer
 from .randomness import hashed_uniform
-from .selection import Budget, Slots, add_back, first, gather, top_k, within_budget
+from .selection import Budget, Slots, add_back, first, gather, kth_score, share_of, top_k, within_budget
 
 Router = Literal["topk", "threshold", "random", "stride"]
 Predictor = Literal["router", "head"]
@@ -39,7 +38,7 @@ class RoutingSettings:
     Attributes
     ----------
     capacity: share of the tokens that the layer processes.
-    router: `topk`, `threshold`, or a control: `random`, `stride` (every 1/capacity-th token).
+    router: `topk`, `threshold`, or a control: `random`, `stride` (tokens at equal distances).
     predictor: router `topk`: who decides outside training. `router`: the router's own sign, taught by a
         binary cross-entropy on its weights; `head`: a second head on detached hidden states.
     slack, burst: outside training (and with `threshold` in it) a layer processes at most
@@ -55,8 +54,8 @@ class RoutingSettings:
     threshold_momentum: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0 < self.capacity <= 1:
-            raise ValueError(f"capacity is {self.capacity}: a share above 0 and at most 1 is meant")
+        if not 1e-4 <= self.capacity <= 1:
+            raise ValueError(f"capacity is {self.capacity}: a share from 0.0001 to 1 is meant")
         for name, choices in (("router", get_args(Router)), ("predictor", get_args(Predictor))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
@@ -73,12 +72,13 @@ class RoutingSettings:
     @property
     def budget(self) -> Budget:
         """The bound on what the layer processes where the future is unknown."""
-        rate = self.capacity if self.router == "stride" else self.capacity * self.slack
-        return Budget(min(1.0, rate), self.burst)
+        if self.router == "stride":
+            return Budget(self.capacity, 0)
+        return Budget(min(1.0, self.capacity * self.slack), self.burst)
 
     def top_k(self, length: int) -> int:
         """Slots of a sequence in training with `topk` and `random`."""
-        return max(1, math.ceil(self.capacity * length - 1e-9))
+        return max(1, share_of(length, self.capacity))
 
 
 class Routing(nn.Module):
@@ -91,6 +91,7 @@ class Routing(nn.Module):
 
     threshold: Tensor
     next_threshold: Tensor
+    followed: Tensor
     passes: Tensor
     figures: Tensor
 
@@ -100,18 +101,27 @@ class Routing(nn.Module):
         self.auxiliary_scale = 1.0
         self.counting = False
         if settings.learned:
-            self.weight = nn.Parameter(torch.randn(hidden_size) * _INIT_STD)
+            self.weight = nn.Parameter(torch.empty(hidden_size))
         if settings.router == "topk" and settings.predictor == "head":
-            self.predictor_weight = nn.Parameter(torch.zeros(hidden_size))
-            self.predictor_bias = nn.Parameter(torch.zeros(1))
+            self.predictor_weight = nn.Parameter(torch.empty(hidden_size))
+            self.predictor_bias = nn.Parameter(torch.empty(1))
         elif settings.router == "topk":
-            self.bias = nn.Parameter(torch.zeros(1))
+            self.bias = nn.Parameter(torch.empty(1))
         if settings.router == "threshold":
             self.register_buffer("threshold", torch.zeros(()))
             self.register_buffer("next_threshold", torch.zeros(()))
+            self.register_buffer("followed", torch.zeros((), dtype=torch.long))
         if settings.router == "random":
             self.register_buffer("passes", torch.zeros((), dtype=torch.long))
         self.register_buffer("figures", torch.zeros(len(FIGURES), dtype=torch.long), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self, std: float = _INIT_STD) -> None:
+        """The initial weights: scores near 0, nothing calibrated, nothing counted."""
+        for name, parameter in self.named_parameters():
+            nn.init.normal_(parameter, std=std) if name == "weight" else nn.init.zeros_(parameter)
+        for buffer in self.buffers():
+            nn.init.zeros_(buffer)
 
     def forward(
         self,
@@ -151,6 +161,7 @@ class Routing(nn.Module):
         """
         with torch.no_grad():
             if self.settings.router == "threshold":
+                self.followed.add_(self.next_threshold != self.threshold)
                 self.threshold.copy_(self.next_threshold)
             if self.settings.router == "random":
                 self.passes.add_(1)
@@ -165,6 +176,7 @@ class Routing(nn.Module):
         self, hidden_BTD: Tensor, scores_BT: Tensor, present_BT: Tensor, cache: CompactLayer | None
     ) -> Slots:
         settings, length = self.settings, hidden_BTD.shape[1]
+        learning = self.training and torch.is_grad_enabled()
         places_BT = (present_BT.cumsum(-1) - 1).clamp_min(0)
         if cache is not None and cache.seen:
             places_BT = places_BT + cache.present_B[:, None]
@@ -172,16 +184,21 @@ class Routing(nn.Module):
             if self.training and settings.router == "random":
                 scores_BT = hashed_uniform(places_BT, self.layer_idx, self.passes)
             if self.training and settings.router in ("topk", "random"):
-                return top_k(scores_BT, present_BT, settings.top_k(length))
-            if self.training and settings.router == "threshold":
+                slots = top_k(scores_BT, present_BT, settings.capacity)
+                if self.counting:
+                    wanted_BT = self._wanted(hidden_BTD, scores_BT, places_BT) & present_BT
+                    self._count(scores_BT, present_BT, wanted_BT, slots)
+                return slots
+            if learning and settings.router == "threshold":
                 self._follow(scores_BT, present_BT)
             wanted_BT = self._wanted(hidden_BTD, scores_BT, places_BT) & present_BT
             used_B = cache.used_B if cache is not None and cache.seen else None
             admitted_BT = within_budget(wanted_BT, places_BT, settings.budget, used_B)
-            if self.counting:
-                self._count(scores_BT, present_BT, wanted_BT, admitted_BT)
             seen = 0 if cache is None else cache.seen
-            return first(admitted_BT, min(length, settings.budget.after(seen + length)))
+            slots = first(admitted_BT, min(length, settings.budget.after(seen + length)))
+            if self.counting:
+                self._count(scores_BT, present_BT, wanted_BT, slots)
+            return slots
 
     def _wanted(self, hidden_BTD: Tensor, scores_BT: Tensor, places_BT: Tensor) -> Tensor:
         """What the causal rule wants of each token, whatever comes after it."""
@@ -192,7 +209,7 @@ class Routing(nn.Module):
             return self._predicted(hidden_BTD, scores_BT) > 0
         if settings.router == "random":
             return hashed_uniform(places_BT, self.layer_idx) < settings.capacity
-        return places_BT % round(1 / settings.capacity) == 0
+        return settings.budget.at(places_BT) > settings.budget.at(places_BT - 1)
 
     def _predicted(self, hidden_BTD: Tensor, scores_BT: Tensor) -> Tensor:
         """The logit of being among the k highest; its gradient reaches the predictor's own weights only."""
@@ -203,10 +220,12 @@ class Routing(nn.Module):
 
     def _follow(self, scores_BT: Tensor, present_BT: Tensor) -> None:
         """The next threshold: towards the score that a share `capacity` of these tokens exceeds."""
-        scores_BT = scores_BT.masked_fill(~present_BT, float("-inf"))
-        found = scores_BT.topk(self.settings.top_k(scores_BT.shape[-1]), dim=-1).values[:, -1].mean()
-        momentum = self.settings.threshold_momentum
-        self.next_threshold.copy_(momentum * self.threshold + (1 - momentum) * found)
+        found = kth_score(scores_BT, present_BT, self.settings.capacity)
+        # The first passes are averaged evenly, so that nothing of the arbitrary start is left.
+        even = self.followed / (self.followed + 1)
+        momentum = even.clamp_max(self.settings.threshold_momentum)
+        moved = momentum * self.threshold + (1 - momentum) * found
+        self.next_threshold.copy_(torch.where(present_BT.any(), moved, self.threshold))
 
     def _taught(self, hidden_BTD: Tensor, scores_BT: Tensor, slots: Slots, present_BT: Tensor) -> Tensor:
         """The hidden states, carrying the predictor's loss in training with `topk`."""
@@ -218,8 +237,8 @@ class Routing(nn.Module):
         loss = (loss_BT * present_BT).sum() / present_BT.sum().clamp_min(1)
         return attach_loss(hidden_BTD, loss * self.auxiliary_scale)
 
-    def _count(self, scores_BT: Tensor, present_BT: Tensor, wanted_BT: Tensor, admitted_BT: Tensor) -> None:
-        best = top_k(scores_BT, present_BT, self.settings.top_k(scores_BT.shape[-1]))
+    def _count(self, scores_BT: Tensor, present_BT: Tensor, wanted_BT: Tensor, slots: Slots) -> None:
+        best = top_k(scores_BT, present_BT, self.settings.capacity)
         best_BT = torch.zeros_like(present_BT).scatter(-1, best.index_BK, best.filled_BK)
-        counted = (present_BT, wanted_BT, admitted_BT, best_BT, best_BT & wanted_BT)
+        counted = (present_BT, wanted_BT, slots.filled_BK, best_BT, best_BT & wanted_BT)
         self.figures += torch.stack([each.sum() for each in counted])

@@ -6,11 +6,13 @@ slots never lets a token see one of them.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+_UNIT = 10_000
+"""Shares are counted in whole parts of so many: the same bound for one token at a time as for all at once."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,37 @@ class Slots:
         return self.filled_BK.sum(-1)
 
 
-def top_k(scores_BT: Tensor, present_BT: Tensor, num_slots: int) -> Slots:
-    """The `num_slots` tokens of highest score, padding aside. What a token gets depends on later tokens."""
+def share_of(count: int, rate: float) -> int:
+    """ceil(rate * count), exact for any rate that has four decimals."""
+    return (count * round(rate * _UNIT) + _UNIT - 1) // _UNIT
+
+
+def top_k(scores_BT: Tensor, present_BT: Tensor, rate: float) -> Slots:
+    """Of each row the ceil(rate * n) tokens of highest score, n without padding.
+
+    What a token gets depends on later tokens. There are ceil(rate * T) slots, or one.
+    """
+    num_slots = max(1, share_of(scores_BT.shape[-1], rate))
     scores_BT = scores_BT.masked_fill(~present_BT, float("-inf"))
-    index_BK = scores_BT.topk(num_slots, dim=-1, sorted=False).indices
-    wanted_BT = torch.zeros_like(present_BT).scatter(-1, index_BK, True) & present_BT
+    index_BK = scores_BT.topk(num_slots, dim=-1, sorted=True).indices
+    rank_K = torch.arange(num_slots, device=scores_BT.device)
+    best_BK = rank_K < _shares(present_BT, rate)[:, None]
+    wanted_BT = torch.zeros_like(present_BT).scatter(-1, index_BK, best_BK) & present_BT
     return first(wanted_BT, num_slots)
+
+
+def kth_score(scores_BT: Tensor, present_BT: Tensor, rate: float) -> Tensor:
+    """The lowest score among each row's `top_k`, averaged over the rows that hold a token; 0: none does."""
+    num_slots = max(1, share_of(scores_BT.shape[-1], rate))
+    best_BK = scores_BT.masked_fill(~present_BT, float("-inf")).topk(num_slots, dim=-1, sorted=True).values
+    last_B = (_shares(present_BT, rate) - 1).clamp_min(0)
+    found_B = best_BK.gather(-1, last_B[:, None])[:, 0]
+    holds_B = present_BT.any(-1)
+    return torch.where(holds_B, found_B, 0.0).sum() / holds_B.sum().clamp_min(1)
+
+
+def _shares(present_BT: Tensor, rate: float) -> Tensor:
+    return (present_BT.sum(-1) * round(rate * _UNIT) + _UNIT - 1) // _UNIT
 
 
 def first(wanted_BT: Tensor, num_slots: int) -> Slots:
@@ -61,11 +88,11 @@ class Budget:
 
     def at(self, positions: Tensor) -> Tensor:
         """The bound at each position, int64, exact for any rate that has four decimals."""
-        return ((positions + 1) * round(self.rate * 10_000) + 9_999) // 10_000 + self.burst
+        return ((positions + 1) * round(self.rate * _UNIT) + _UNIT - 1) // _UNIT + self.burst
 
     def after(self, num_tokens: int) -> int:
         """The bound once `num_tokens` have been seen."""
-        return min(num_tokens, math.ceil(round(self.rate * 10_000) * num_tokens / 10_000) + self.burst)
+        return min(num_tokens, share_of(num_tokens, self.rate) + self.burst)
 
 
 def within_budget(
