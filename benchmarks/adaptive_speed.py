@@ -5,7 +5,7 @@
 
 The baseline is transformers' own Llama. All arms of a shape are in memory at once and take turns; a figure is
 the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with blocks and the
-output head compiled, as `aiether train --bf16 --compile` does. Prefill and generation run without compiling,
+output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does. Prefill and generation run without compiling,
 in bfloat16 on CUDA. FLOPs are those of the closed form that the tests compare with a count.
 Writes benchmarks/results/adaptive_speed_DEVICE.json, after every shape.
 """
@@ -36,7 +36,7 @@ _NARROW = {"n_layer": 8, "n_head": 8, "n_embd": 512, "context_length": 512, "voc
 _WIDE = {"n_layer": 8, "n_head": 16, "n_embd": 1024, "context_length": 1024, "vocab_size": 4096}
 SHAPES: dict[str, dict[str, dict[str, int]]] = {
     "cuda": {
-        "width 512, 4,096 tokens": {**_NARROW, "batch_size": 32},
+        "width 512, 4,096 tokens": {**_NARROW, "batch_size": 64},
         "the reference's shape": {**_REFERENCE, "batch_size": 32},
         "width 1,024, 4,096 tokens": {**_WIDE, "batch_size": 16},
     },
@@ -57,7 +57,13 @@ class Arm:
     """One model, for training (with its optimizer) or for inference."""
 
     def __init__(
-        self, settings: dict[str, Any] | None, shape: dict[str, int], device: str, *, inference: bool
+        self,
+        settings: dict[str, Any] | None,
+        shape: dict[str, int],
+        device: str,
+        *,
+        inference: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         self.shape, self.device = shape, device
         model_shape = {name: value for name, value in shape.items() if name != "batch_size"}
@@ -74,7 +80,7 @@ class Arm:
         dtype = torch.bfloat16 if inference and device == "cuda" else torch.float32
         self.model = model.to(device, dtype).train(not inference)
         if device == "cuda" and not inference:
-            compile_blocks(self.model, family_of(self.model))
+            compile_blocks(self.model, family_of(self.model), cuda_graphs=cuda_graphs)
         if not inference:
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
         generator = torch.Generator().manual_seed(0)
@@ -146,11 +152,11 @@ def in_turns(arms: dict[str, Arm], name: str, rounds: int, times: int, *given: i
 
 
 def measure(
-    shape: dict[str, int], device: str, *, rounds: int, times: int, batches: list[int]
+    shape: dict[str, int], device: str, *, rounds: int, times: int, batches: list[int], graphs: bool
 ) -> dict[str, Any]:
     """Everything about one shape."""
     context, head = shape["context_length"], 6 * shape["n_embd"] * shape["vocab_size"]
-    arms = {name: Arm(settings, shape, device, inference=False) for name, settings in ARMS.items()}
+    arms = {name: Arm(settings, shape, device, cuda_graphs=graphs) for name, settings in ARMS.items()}
     result: dict[str, Any] = {"shape": shape, "arms": {}}
     for name, arm in arms.items():
         flops = flops_per_token(arm.model.config, context)
@@ -204,6 +210,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=0, help="calls a round; 0: 10 on CUDA, 1 on a CPU")
     parser.add_argument("--batches", type=int, nargs="*", default=[8, 64])
     parser.add_argument("--shapes", type=int, default=9, help="how many of the shapes, in their order")
+    parser.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--commit", help="where the tree is no git checkout")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -211,13 +218,19 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 64  # arms and shapes share the classes
     times = arguments.times or (10 if device == "cuda" else 1)
     content = about(seeds=[0], commit=arguments.commit) | {"device": device, "shapes": {}}
+    content["cuda_graphs"] = device == "cuda" and arguments.cuda_graphs
     if device == "cuda":
         content["gpu"] = torch.cuda.get_device_name()
     for label, shape in list(SHAPES[device].items())[: arguments.shapes]:
         print(label, flush=True)
         torch._dynamo.reset()  # or the second shape would be compiled for any size
         content["shapes"][label] = measure(
-            shape, device, rounds=arguments.rounds, times=times, batches=arguments.batches
+            shape,
+            device,
+            rounds=arguments.rounds,
+            times=times,
+            batches=arguments.batches,
+            graphs=arguments.cuda_graphs,
         )
         out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from aiether.adaptive.latent import LatentReasoning
+from aiether.adaptive import LatentReasoning, ProductKeyMemory
 from aiether.growth import (
     Family,
     GrowthController,
@@ -152,8 +152,8 @@ def compile_blocks(model: PreTrainedModel, family: Family, *, cuda_graphs: bool 
     for block in blocks_of(model, family):
         block.compile(**settings)
     for module in model.modules():
-        if isinstance(module, LatentReasoning):
-            module.block.compile()  # no graphs: it runs several times a pass, into the same memory
+        if isinstance(module, LatentReasoning | ProductKeyMemory):
+            module.compile(**settings)
 
 
 def _begin_step(model: nn.Module, inputs: Any) -> None:
