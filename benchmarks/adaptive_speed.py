@@ -5,8 +5,9 @@
 
 The baseline is transformers' own Llama. All arms of a shape are in memory at once and take turns; a figure is
 the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with blocks and the
-output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does. Prefill and generation run without compiling,
-in bfloat16 on CUDA. FLOPs are those of the closed form that the tests compare with a count.
+output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does. Prefill and
+generation run without compiling, in bfloat16 on CUDA. FLOPs are those of the closed form that the tests
+compare with a count.
 Writes benchmarks/results/adaptive_speed_DEVICE.json, after every shape.
 """
 
