@@ -22,7 +22,9 @@ CONDITIONS = (
 )
 
 
-def lahr_config(condition: str = "full", *, depth: int = 2, **settings: Any) -> LahrConfig:
+def lahr_config(
+    condition: str = "full", *, depth: int = 2, tied: bool = True, **settings: Any
+) -> LahrConfig:
     """A configuration of width 16; `settings` are those of `LahrSettings` without their prefix."""
     given = {"capacity": 0.25, "burst": 2, "iterations": 3, "memory_keys": 4, "memory_heads": 2, "memory_top_k": 2}
     given |= {"condition": condition, **settings}
@@ -35,7 +37,7 @@ def lahr_config(condition: str = "full", *, depth: int = 2, **settings: Any) -> 
         num_key_value_heads=2,
         vocab_size=VOCAB,
         max_position_embeddings=64,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=None,

@@ -110,7 +110,8 @@ class LatentReasoning(nn.Module):
         self.block, self.settings = block, settings
         self.auxiliary_scale = 1.0
         self.counting = False
-        prior = prior_probabilities(settings.prior, settings.iterations, settings.prior_rate)
+        with torch.device("cpu"):  # a model is first built without memory when it is loaded
+            prior = prior_probabilities(settings.prior, settings.iterations, settings.prior_rate)
         self.prior_stops: list[float] = conditional_stops(prior).tolist()
         self.steps = nn.Parameter(torch.empty(settings.iterations, hidden_size))
         self.inject = nn.Parameter(torch.empty(hidden_size))

@@ -232,7 +232,7 @@ class LahrModel(LahrPreTrainedModel):
         hidden_BTD = self._remembered(hidden_BTD, token_mask, memory_before == len(self.layers))
         if all_exits:
             shared["all_exits"] = True
-        thought = self._thought(hidden_BTD, position_ids, token_mask, past_key_values, shared)
+        thought = self._thought(hidden_BTD, position_ids, token_mask, past_key_values, seen, shared)
         return LahrOutput(
             last_hidden_state=self.norm(thought.hidden_BTD),  # type: ignore[arg-type]
             past_key_values=past_key_values if use_cache else None,
@@ -257,6 +257,7 @@ class LahrModel(LahrPreTrainedModel):
         position_ids: Tensor,
         token_mask: Tensor | None,
         past_key_values: Cache | None,
+        seen: int,
         shared: dict[str, Any],
     ) -> Thought:
         if self.latent is None:
@@ -266,6 +267,11 @@ class LahrModel(LahrPreTrainedModel):
             latent_cache = own_layer(
                 past_key_values, len(self.layers), LatentLayer, self.latent.settings.iterations
             )
+            if latent_cache.get_seq_length() != seen:
+                raise ValueError(
+                    f"the cache holds {seen} tokens in the layers and {latent_cache.get_seq_length()} in the "
+                    "latent block, as if another model had filled it: begin with an empty DynamicCache"
+                )
 
             def kept(iteration: int, own: KeyValues) -> KeyValues:
                 return latent_cache.update(*own, iteration=iteration)
