@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_MASK = 0xFFFFFFFF
+_MASK, _POSITIVE = 0xFFFFFFFF, 0x7FFFFFFF
 
 
 def hashed_uniform(positions_BT: Tensor, salt: int, count: Tensor | None = None) -> Tensor:
@@ -22,10 +22,12 @@ def hashed_uniform(positions_BT: Tensor, salt: int, count: Tensor | None = None)
         count: int64 scalar, how many training passes there were: then rows differ too, and from pass to pass.
             None: the same numbers for every row, always.
     """
-    bits = positions_BT + (salt + 1) * 0x9E3779B1
+    # Ranges and constants meet in an exclusive or first: compiled kernels hold a range in 32 bits, where sums
+    # and products with large constants do not fit.
+    bits = positions_BT ^ ((salt + 1) * 0x9E3779B1 & _POSITIVE)
     if count is not None:
-        rows = torch.arange(len(positions_BT), device=positions_BT.device)[:, None]
-        bits = bits + _mixed((rows + 1) * 0x85EBCA77 + (count + 1) * 0xC2B2AE3D)
+        rows = torch.arange(len(positions_BT), device=positions_BT.device)[:, None] ^ 0x2545F491
+        bits = bits + _mixed(rows + (count + 1) * 0xC2B2AE3D)
     return (_mixed(bits) >> 8).float() / float(1 << 24)
 
 
