@@ -22,11 +22,16 @@ CONDITIONS = (
 )
 
 
-def lahr_config(
-    condition: str = "full", *, depth: int = 2, tied: bool = True, **settings: Any
-) -> LahrConfig:
+def lahr_config(condition: str = "full", *, depth: int = 2, tied: bool = True, **settings: Any) -> LahrConfig:
     """A configuration of width 16; `settings` are those of `LahrSettings` without their prefix."""
-    given = {"capacity": 0.25, "burst": 2, "iterations": 3, "memory_keys": 4, "memory_heads": 2, "memory_top_k": 2}
+    given = {
+        "capacity": 0.25,
+        "burst": 2,
+        "iterations": 3,
+        "memory_keys": 4,
+        "memory_heads": 2,
+        "memory_top_k": 2,
+    }
     given |= {"condition": condition, **settings}
     parts = lahr_parts(LahrSettings(**{f"lahr_{name}": value for name, value in given.items()}), depth)
     return LahrConfig(

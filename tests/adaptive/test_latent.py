@@ -78,7 +78,10 @@ def _by_hand(model: LahrForCausalLM, hidden_TD: Tensor, taken_T: Tensor) -> Tens
             if taken_T[t] <= number:
                 continue
             query = turned(attention.q_proj(normed[t]).view(2, 8), t)
-            seen = torch.stack([keys[s] for s in range(t + 1)]), torch.stack([values[s] for s in range(t + 1)])
+            seen = (
+                torch.stack([keys[s] for s in range(t + 1)]),
+                torch.stack([values[s] for s in range(t + 1)]),
+            )
             weights = (torch.einsum("hd,shd->hs", query, seen[0]) / 8**0.5).softmax(-1)
             attended = attention.o_proj(torch.einsum("hs,shd->hd", weights, seen[1]).flatten())
             after = read[t] + attended
@@ -103,7 +106,6 @@ def test_stopped_tokens_are_seen_as_they_last_were() -> None:
 def test_later_tokens_find_the_keys_of_a_prompt_that_stopped_early() -> None:
     model, input_ids = lahr("latent_only", iterations=4), tokens(2, 12)
     thoughtful = torch.arange(12) >= 8
-
 
     latent: LatentReasoning = model.model.latent
     places: list[Tensor] = []

@@ -163,6 +163,28 @@ def test_killed_again_and_again(kills: tuple[str, ...], run_job: Job, whole: Pat
     assert_resumed_to_the_same(run_dir, whole)
 
 
+def test_a_model_of_adaptive_depth_goes_on_with_its_thresholds_and_draws(
+    run_job: Job, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "arch": "lahr",
+        "n_layer": 2,
+        "grow_to": [4],
+        "lahr_router": "threshold",
+        "lahr_capacity": 0.25,
+        "lahr_iterations": 2,
+        "lahr_memory_keys": 4,
+        "lahr_memory_heads": 1,
+        "lahr_memory_top_k": 2,
+    }
+    assert run_job(tmp_path / "whole", **changes) == 0
+    assert len(read_rows(tmp_path / "whole" / "events.jsonl", "growth")) == 1
+    for kill in ("random-1", "growth"):
+        assert run_job(tmp_path / "cut", kill, **changes) == -signal.SIGKILL
+    assert run_job(tmp_path / "cut", **changes) == 0
+    assert_resumed_to_the_same(tmp_path / "cut", tmp_path / "whole")
+
+
 def test_a_budget_of_flops_that_was_planned_anew_is_kept_by_a_killed_run(
     run_job: Job, tmp_path: Path
 ) -> None:

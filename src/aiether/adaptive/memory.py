@@ -6,7 +6,9 @@ A slot's key is a pair of half keys, so that the best of n x n slots are found a
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +40,11 @@ class MemorySettings:
                 raise ValueError(f"memory {name} is {getattr(self, name)}: it must be at least 1")
         if self.top_k > self.keys:
             raise ValueError(f"memory top_k is {self.top_k}, more than its {self.keys} half keys: take fewer")
+
+
+def _full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Without autocast, which the meta device (shapes alone) does not know."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 class ProductKeyMemory(nn.Module):
@@ -89,7 +96,7 @@ class ProductKeyMemory(nn.Module):
         """The slots of each query, int64 (M, heads, top_k), and their softmax weights, float32."""
         settings, top = self.settings, self.settings.top_k
         queries = self.query(normed_MD).view(-1, settings.heads, 2, settings.key_size)
-        with torch.autocast(queries.device.type, enabled=False):  # it would take the scores in bfloat16
+        with _full_precision(queries.device):  # autocast would take the scores in bfloat16
             queries, keys = F.normalize(queries.float(), dim=-1), F.normalize(self.keys.float(), dim=-1)
             scores_MH2N = torch.einsum("mhpd,hpnd->mhpn", queries, keys)
             scores_MH2N = scores_MH2N * self.log_temperature.float().exp()[:, None, None]

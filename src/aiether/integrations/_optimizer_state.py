@@ -67,7 +67,7 @@ def load_moments(model: nn.Module, optimizer: Optimizer, moments: Moments) -> No
 def _place(key: str, value: Any, parameter: Tensor, group: Mapping[str, Any]) -> Any:
     if not isinstance(value, Tensor):
         return value
-    if value.numel() == parameter.numel() and value.shape != parameter.shape:
+    if value.ndim and value.numel() == parameter.numel() and value.shape != parameter.shape:
         raise ValueError(f"{key} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
     # Adam's step counter stays on the CPU unless the kernel wants it on the device: a device counter under
     # the plain kernels costs one synchronisation a tensor and step.

@@ -69,13 +69,13 @@ class PretrainingTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """A model that decides token by token what it computes also says what that came to: eval_capacity, ..."""
+        """A model that decides token by token what it computes also says what that came to."""
         model: Any = self.accelerator.unwrap_model(self.model)
         if not isinstance(model, LahrForCausalLM):
             return super().evaluation_loop(*args, **kwargs)
         model.reset_compute_figures()
         output = super().evaluation_loop(*args, **kwargs)
-        output.metrics |= {f"eval_{name}": figure for name, figure in model.compute_figures().items()}
+        output.metrics.update({f"eval_{name}": value for name, value in model.compute_figures().items()})
         return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
