@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from aiether.adaptive import LahrForCausalLM, set_auxiliary_scale
+from aiether.adaptive import set_auxiliary_scale
 from aiether.data import TokenWindows
 from aiether.growth import family_of
 from aiether.integrations import causal_loss
@@ -67,16 +67,6 @@ class PretrainingTrainer(Trainer):
         with self.accelerator.autocast():
             loss = causal_loss(bare, inputs["input_ids"], inputs["labels"], num_items_in_batch)
         return (loss, {}) if return_outputs else loss
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """A model that decides token by token what it computes also says what that came to: eval_capacity, ..."""
-        model: Any = self.accelerator.unwrap_model(self.model)
-        if not isinstance(model, LahrForCausalLM):
-            return super().evaluation_loop(*args, **kwargs)
-        model.reset_compute_figures()
-        output = super().evaluation_loop(*args, **kwargs)
-        output.metrics |= {f"eval_{name}": figure for name, figure in model.compute_figures().items()}
-        return output
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counted once a stage, with head and attention (evaluation.flops), not estimated every step
