@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from aiether.cli._main import COMMANDS
+from aiether.cli.evaluate import EvaluateFlags
 from aiether.cli.generate import GenerateFlags
 from aiether.training.config import PRESETS, GrowthConfig
 
@@ -24,8 +25,9 @@ def test_every_command_preset_and_sampling_flag_is_on_the_page() -> None:
         assert f"`aiether {name} " in PAGE
     for name in PRESETS:
         assert f"`{name}`" in PAGE
-    for name in set(GenerateFlags.__dataclass_fields__) - {"path", "prompt"}:
-        assert f"| `--{name}` |" in PAGE
+    for flags in (GenerateFlags, EvaluateFlags):
+        for name in set(flags.__dataclass_fields__) - {"path", "prompt"}:
+            assert f"| `--{name}` |" in PAGE.partition(f"`aiether {flags.__module__.split('.')[-1]}`\n")[2]
 
 
 def test_the_documented_ranges_are_those_that_warn() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.families import FAMILY_TABLE, FamilyCase
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     GPT2Config,
@@ -15,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from aiether.evaluation import flops_per_token, measure_flops_per_token
+from aiether.evaluation import count_forward_flops, flops_per_token, measure_flops_per_token
 
 TOKENS: dict[str, Any] = {"vocab_size": 101, "bos_token_id": 0, "eos_token_id": 0}
 
@@ -104,8 +105,24 @@ def test_other_families_are_measured() -> None:
         pad_token_id=1,
         **TOKENS,
     )
-    with pytest.raises(ValueError, match=r"model_type 'opt'; known are gpt2, llama; measure"):
+    with pytest.raises(ValueError, match=r"model_type 'opt'; known are gpt2, lahr, llama; measure"):
         flops_per_token(config, 16)
     # OPT's blocks and head have GPT-2's shapes, with an MLP of ffn_dim.
     same_shapes = gpt2(n_embd=32, n_inner=64, n_layer=2)
     assert measure_flops_per_token(OPTForCausalLM(config), 16) == flops_per_token(same_shapes, 16)
+
+
+COUNTED = [case for case in FAMILY_TABLE if case.name in ("gpt2", "llama", "qwen3", "mixtral")]
+
+
+@pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.name)
+def test_a_forward_pass_counts_the_same_whichever_kernels_run_it(case: FamilyCase) -> None:
+    ids = torch.randint(0, 32, (2, 24), generator=torch.Generator().manual_seed(0))
+    eager, fused = case.build(attn_implementation="eager"), case.build(attn_implementation="sdpa")
+    if case.name == "mixtral":
+        eager.set_experts_implementation("eager")
+        fused.set_experts_implementation("grouped_mm")
+    counted = count_forward_flops(fused, ids)
+    assert counted == count_forward_flops(eager, ids)
+    if case.name in ("gpt2", "llama"):
+        assert 3 * counted == ids.numel() * flops_per_token(fused.config, 24)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,15 @@ def test_an_unfinished_run_has_the_tokenizer_of_its_data(tmp_path: Path, inside:
     tokenizer = load_tokenizer(run_dir / inside, run_dir / inside)
     assert len(tokenizer) == prepare(config).vocab_size
     assert tokenizer.decode(tokenizer("a small book")["input_ids"]) == "a small book"
+
+
+def test_a_process_that_loads_models_knows_our_own_type() -> None:
+    code = (
+        "import aiether.training.generate; from transformers import CONFIG_MAPPING; "
+        "assert 'lahr' in CONFIG_MAPPING"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_folders_without_a_model_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     DownloadColumn,
     Progress,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -44,5 +45,38 @@ def _plain(title: str, console: Console) -> Callable[[int, int], None]:
         last = now
         left = (now - started) * (total - done) / done
         console.print(f"{title}: {100 * done / total:.0f} %, about {left:.0f} s left", highlight=False)
+
+    return report
+
+
+@contextmanager
+def phase_progress(console: Console | None = None) -> Iterator[Callable[[str, float], None]]:
+    """Gives a callable that is told what is done and the share of it so far; everything goes to stderr."""
+    console = console or Console(file=sys.stderr)
+    if not console.is_terminal:
+        yield _plain_phases(console)
+        return
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(phase: str, fraction: float) -> None:
+            if phase not in tasks:
+                for task in tasks.values():
+                    progress.update(task, visible=False)
+                tasks[phase] = progress.add_task(phase, total=1.0)
+            progress.update(tasks[phase], completed=fraction)
+
+        yield report
+
+
+def _plain_phases(console: Console) -> Callable[[str, float], None]:
+    reports: dict[str, Callable[[int, int], None]] = {}
+
+    def report(phase: str, fraction: float) -> None:
+        if phase not in reports:
+            reports[phase] = _plain(phase, console)
+        reports[phase](round(fraction * 1000), 1000)
 
     return report

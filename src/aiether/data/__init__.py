@@ -8,9 +8,20 @@ from aiether.data.mixture import TokenMixture
 from aiether.data.packed import PackedData
 from aiether.data.prepare import Progress, prepare_source, silent
 from aiether.data.tokens import TokenFile
+from aiether.data.whole import WholeText, whole_text
 from aiether.data.windows import TokenWindows
 
-__all__ = ["DataConfig", "PackedData", "Progress", "TokenFile", "TokenMixture", "TokenWindows", "prepare"]
+__all__ = [
+    "DataConfig",
+    "PackedData",
+    "Progress",
+    "TokenFile",
+    "TokenMixture",
+    "TokenWindows",
+    "WholeText",
+    "prepare",
+    "whole_text",
+]
 
 
 def prepare(config: DataConfig, progress: Progress | None = None) -> PackedData:

@@ -61,6 +61,17 @@ def open_bins(path: Path, config: DataConfig) -> Bins | None:
     return Bins(*sides, f"{path} ({sides[0].dtype.name} tokens)")
 
 
+def open_whole(path: Path, config: DataConfig) -> TokenFile | None:
+    """What there is to evaluate on at a path: a .bin file whole, or the val.bin of a folder; None: no tokens.
+
+    Raises ValueError as `open_bins`.
+    """
+    bins = open_bins(path, config)
+    if bins is None:
+        return None
+    return _open(path, config, path.name) if path.is_file() else bins.validation
+
+
 def _single(path: Path, config: DataConfig) -> Bins:
     whole = _open(path, config, "train")
     held_out = max(1, round(config.validation_fraction * len(whole)))

@@ -42,10 +42,10 @@ def prepare_source(dataset_path: str | None, config: DataConfig, progress: Progr
     source = open_source(dataset_path, config, progress)
     content = source.content_hash(lambda fraction: progress("hashing", fraction))
     folder = config.cache_root / "data" / _cache_key(config, content)
-    if not _is_complete(folder):
+    if not is_complete(folder):
         make_writable(folder.parent)
         with FileLock(folder.with_name(folder.name + ".lock")):
-            if not _is_complete(folder):
+            if not is_complete(folder):
                 _prepare_folder(config, source, content, folder, progress)
     return _load(folder, source)
 
@@ -77,22 +77,22 @@ def _cache_key(config: DataConfig, content: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _is_complete(folder: Path) -> bool:
+def is_complete(folder: Path) -> bool:
     """Whether a folder holds prepared data, every file as long as it was when it was written."""
     if not (folder / "data.json").is_file():
         return False
-    files: dict[str, int] = _read_record(folder)["files"]
+    files: dict[str, int] = read_record(folder)["files"]
     return all(
         (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items()
     )
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "data.json").read_text(encoding="utf-8"))
 
 
 def _load(folder: Path, source: Source | Bins) -> PackedData:
-    record = _read_record(folder)
+    record = read_record(folder)
     dtype = token_dtype(record["vocab_size"])
     if isinstance(source, Bins):
         train, validation = source.train, source.validation
@@ -134,7 +134,7 @@ def _prepare_folder(
             "another cache_dir; started again, the preparation goes on where it was",
         ) from error
     extra = b"" if not isinstance(source, Bins) else content.encode()
-    _write_record(work.out, record, extra, lambda fraction: progress("hashing", fraction))
+    write_record(work.out, record, extra, lambda fraction: progress("hashing", fraction))
     if folder.exists():  # incomplete, or this function would not have been called
         shutil.rmtree(folder)
     os.replace(work.out, folder)
@@ -194,11 +194,11 @@ def _check_bins(config: DataConfig, bins: Bins, folder: Path, progress: Progress
         "eos_token_id": None if tokenizer is None else tokenizer.eos_token_id,
         "num_documents": None,
         "train_bytes": None,
-        "validation_bytes": None if tokenizer is None else _decoded_bytes(tokenizer, bins.validation),
+        "validation_bytes": None if tokenizer is None else decoded_bytes(tokenizer, bins.validation),
     }
 
 
-def _decoded_bytes(tokenizer: TextTokenizer, tokens: TokenFile) -> int:
+def decoded_bytes(tokenizer: TextTokenizer, tokens: TokenFile) -> int:
     """Bytes behind tokens, decoded in stretches: a character cut in two counts a few bytes too many."""
     return sum(
         tokenizer.decoded_bytes(tokens[start : start + _DECODED_AT_ONCE].tolist())
@@ -206,7 +206,7 @@ def _decoded_bytes(tokenizer: TextTokenizer, tokens: TokenFile) -> int:
     )
 
 
-def _write_record(
+def write_record(
     folder: Path, record: dict[str, Any], extra: bytes, on_read: Callable[[float], None]
 ) -> None:
     """Write data.json: the record, the size of every file and their common hash; all reach the disk.

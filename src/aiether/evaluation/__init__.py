@@ -1,9 +1,28 @@
-"""What a model's loss means, and what a token costs."""
+"""What a model's loss means, what a token costs, and whether a causal model keeps its promises."""
 
 from __future__ import annotations
 
-from aiether.evaluation.flops import flops_per_token, measure_flops_per_token
+from aiether.evaluation.conformance import Check, ConformanceReport, check_conformance
+from aiether.evaluation.flops import count_forward_flops, flops_per_token, measure_flops_per_token
+from aiether.evaluation.loss import Bucket, LossSums, sum_losses, text_windows
 from aiether.evaluation.mfu import mfu
 from aiether.evaluation.quality import bits_per_byte, perplexity
+from aiether.evaluation.windows import Window, cut_windows
 
-__all__ = ["bits_per_byte", "flops_per_token", "measure_flops_per_token", "mfu", "perplexity"]
+__all__ = [
+    "Bucket",
+    "Check",
+    "ConformanceReport",
+    "LossSums",
+    "Window",
+    "bits_per_byte",
+    "check_conformance",
+    "count_forward_flops",
+    "cut_windows",
+    "flops_per_token",
+    "measure_flops_per_token",
+    "mfu",
+    "perplexity",
+    "sum_losses",
+    "text_windows",
+]

@@ -15,8 +15,11 @@ from fractions import Fraction
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from aiether.evaluation._forward import Forward, evaluating
 
 _BACKWARD_AND_FORWARD = 3
 
@@ -99,3 +102,33 @@ def measure_flops_per_token(model: PreTrainedModel, context_length: int) -> int:
     with counter:
         twin(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
     return counter.get_total_flops() // context_length
+
+
+def count_forward_flops(model: nn.Module, input_ids: Tensor) -> int:
+    """FLOPs of one forward pass over `input_ids` (B, T), counted as the model itself runs it.
+
+    For models whose work depends on their input. Evaluation mode, no cache; of attention both products over
+    the full square count, as above, whichever kernel computes them. Kernels that torch's counter does not
+    know (of compiled code, or of other libraries) are not in it.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED)
+    with evaluating(model), counter:
+        Forward(model)(input_ids)
+    return counter.get_total_flops()
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Two products, of queries with keys and of weights with values; arguments are shapes (B, H, T, D)."""
+    batch, heads, queries, width = query
+    return 2 * batch * heads * queries * key[-2] * (width + value[-1])
+
+
+def _grouped_flops(left: Any, right: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Every row (N, K) is multiplied by the matrix (K, M) of its group, out of (groups, K, M)."""
+    return 2 * left[0] * left[1] * right[-1]
+
+
+_ALSO_COUNTED: dict[Any, Any] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._grouped_mm: _grouped_flops,
+}

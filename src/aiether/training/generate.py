@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import aiether.adaptive.model  # noqa: F401 - makes the model type lahr known to from_pretrained
 from aiether.adaptive import set_halt_q
 from aiether.integrations import CheckpointStore, check_weights, read_mapping, without_progress_bars
 
@@ -62,7 +63,7 @@ def generate(
     _validate(max_new_tokens, temperature, top_k, top_p, seed)
     check_text("the prompt", prompt)
     model_dir = find_model(path)
-    target = _device(device)
+    target = find_device(device)
     _check_folder(model_dir, trust_remote_code)
     text = load_tokenizer(path, model_dir, tokenizer, trust_remote_code=trust_remote_code)
     model = load_model(model_dir, trust_remote_code=trust_remote_code).to(target).eval()
@@ -184,7 +185,10 @@ def load_tokenizer(
         raise ValueError(
             f"tokenizer {str(tokenizer)!r} is neither a tokenizer.json file nor a folder with one"
         )
-    return AutoTokenizer.from_pretrained(_tokenizer_of_run(Path(path)), local_files_only=True)
+    of_run = tokenizer_of_run(Path(path))
+    if of_run is None:
+        raise ValueError(f"no tokenizer lies in or belongs to {str(path)!r}; name one with --tokenizer")
+    return AutoTokenizer.from_pretrained(of_run, local_files_only=True)
 
 
 @contextmanager
@@ -248,18 +252,21 @@ def _context(model: Any, otherwise: int) -> int:
     return context
 
 
-def _tokenizer_of_run(path: Path) -> Path:
-    """Where the data of the run that `path` is, or lies in, keeps its tokenizer."""
+def run_of(path: str | Path) -> Path | None:
+    """The run folder that `path` is, or lies in."""
+    place = Path(path).resolve()
+    folders = [place, *place.parents][:_LEVELS]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+
+
+def tokenizer_of_run(path: Path) -> Path | None:
+    """Where the data of the run that `path` is, or lies in, keeps its tokenizer; None where there is none."""
     from aiether.data import prepare  # only an unfinished run needs the data, which is read from its cache
 
     from .config import read_config
 
-    for folder in [path.resolve(), *path.resolve().parents][:_LEVELS]:
-        if (folder / "config.yaml").is_file():
-            directory = prepare(read_config(folder / "config.yaml")).tokenizer_dir
-            if directory is not None:
-                return directory
-    raise ValueError(f"no tokenizer lies in or belongs to {str(path)!r}; name one with --tokenizer")
+    run_dir = run_of(path)
+    return None if run_dir is None else prepare(read_config(run_dir / "config.yaml")).tokenizer_dir
 
 
 def _extend(model: Any, ids: Tensor, count: int, end: Any, sampling: dict[str, Any]) -> Tensor:
@@ -303,7 +310,8 @@ def _validate(max_new_tokens: int, temperature: float, top_k: int | None, top_p:
         raise ValueError(f"top_p is {top_p}: it must be greater than 0 and at most 1")
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of that name, auto: an accelerator if any. Raises ValueError for one that is not here."""
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
