@@ -43,7 +43,10 @@ def test_rows_of_unequal_length_are_written_as_if_alone(condition: str, router: 
 
 @BOTH
 def test_sampling_follows_its_seed_and_beams_do_without_a_cache(condition: str, router: str) -> None:
-    model, (padded, mask) = lahr(condition, router=router, halt_q=0.6, tied=False), left_padded(tokens(2, 9), [0, 5])
+    model, (padded, mask) = (
+        lahr(condition, router=router, halt_q=0.6, tied=False),
+        left_padded(tokens(2, 9), [0, 5]),
+    )
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -55,7 +58,11 @@ def test_sampling_follows_its_seed_and_beams_do_without_a_cache(condition: str, 
 
 
 def test_assisted_text_is_greedy_text() -> None:
-    model, assistant, input_ids = lahr("full", halt_q=0.6, tied=False), lahr("full", halt_q=0.6, tied=False), tokens(1, 9)
+    model, assistant, input_ids = (
+        lahr("full", halt_q=0.6, tied=False),
+        lahr("full", halt_q=0.6, tied=False),
+        tokens(1, 9),
+    )
     with torch.no_grad():  # right now and then: what it guesses wrong is cropped from the caches
         assistant.lm_head.weight[::3] += 0.02
     assert torch.equal(_generated(model, input_ids, assistant_model=assistant), _generated(model, input_ids))
@@ -68,7 +75,9 @@ def test_a_cropped_cache_is_that_of_the_shorter_text(condition: str, router: str
         cache = model(input_ids=padded[:, :16], attention_mask=mask[:, :16], use_cache=True).past_key_values
         cache.crop(-5)
         assert cache.get_seq_length() == 11
-        found = model(input_ids=padded[:, 11:], attention_mask=mask, past_key_values=cache, use_cache=True).logits
+        found = model(
+            input_ids=padded[:, 11:], attention_mask=mask, past_key_values=cache, use_cache=True
+        ).logits
         full = model(input_ids=padded, attention_mask=mask, use_cache=False).logits
     assert torch.allclose(found, full[:, 11:], atol=1e-5)
 

@@ -46,7 +46,9 @@ def test_the_divergence_of_a_decision_is_finite_and_right(logit: float, prior: f
     stop = torch.sigmoid(torch.tensor(logit, dtype=torch.float64))
     if 1e-9 < stop < 1 - 1e-9:
         p, q = (torch.distributions.Bernoulli(torch.as_tensor(x, dtype=torch.float64)) for x in (stop, prior))
-        assert found.item() == pytest.approx(torch.distributions.kl_divergence(p, q).item(), rel=1e-5, abs=1e-9)
+        assert found.item() == pytest.approx(
+            torch.distributions.kl_divergence(p, q).item(), rel=1e-5, abs=1e-9
+        )
 
 
 @settings(max_examples=50, deadline=None)
@@ -81,7 +83,9 @@ def _latent(**settings: Any) -> LatentReasoning:
 def _repeated(count: int) -> tuple[Tensor, Tensor]:
     """One token, in many rows: each draws an exit of its own."""
     torch.manual_seed(3)
-    return torch.randn(1, 1, WIDTH, dtype=torch.float64).expand(count, -1, -1), torch.zeros(1, 1, dtype=torch.long)
+    return torch.randn(1, 1, WIDTH, dtype=torch.float64).expand(count, -1, -1), torch.zeros(
+        1, 1, dtype=torch.long
+    )
 
 
 def _exact(latent: LatentReasoning) -> tuple[Tensor, Tensor, Tensor]:

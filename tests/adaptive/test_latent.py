@@ -57,7 +57,7 @@ def test_a_training_pass_with_the_same_exits_computes_the_same(
 
 
 def _by_hand(model: LahrForCausalLM, hidden_TD: Tensor, taken_T: Tensor) -> Tensor:
-    """The latent block for one row by its definition: the keys of a stopped token are those of its last iteration."""
+    """The latent block for one row, by its definition: a stopped token keeps the keys of its last iteration."""
     latent, block = model.model.latent, model.model.latent.block
     attention, length = block.self_attn, len(hidden_TD)
     cos, sin = model.model.rotary_emb(hidden_TD[None], position_ids=torch.arange(length)[None])
@@ -78,7 +78,10 @@ def _by_hand(model: LahrForCausalLM, hidden_TD: Tensor, taken_T: Tensor) -> Tens
             if taken_T[t] <= number:
                 continue
             query = turned(attention.q_proj(normed[t]).view(2, 8), t)
-            seen = torch.stack([keys[s] for s in range(t + 1)]), torch.stack([values[s] for s in range(t + 1)])
+            seen = (
+                torch.stack([keys[s] for s in range(t + 1)]),
+                torch.stack([values[s] for s in range(t + 1)]),
+            )
             weights = (torch.einsum("hd,shd->hs", query, seen[0]) / 8**0.5).softmax(-1)
             attended = attention.o_proj(torch.einsum("hs,shd->hd", weights, seen[1]).flatten())
             after = read[t] + attended
@@ -104,13 +107,12 @@ def test_later_tokens_find_the_keys_of_a_prompt_that_stopped_early() -> None:
     model, input_ids = lahr("latent_only", iterations=4), tokens(2, 12)
     thoughtful = torch.arange(12) >= 8
 
-
     latent: LatentReasoning = model.model.latent
     places: list[Tensor] = []
     latent.register_forward_pre_hook(
         lambda _, __, kwargs: places.append(kwargs["places_BT"]), with_kwargs=True
     )
-    # Tokens of the prompt stop at once, those behind it never: the deeper iterations were not run for the prompt.
+    # Tokens of the prompt stop at once, those behind it never: deeper iterations were not run for the prompt.
     latent.stop_logit = lambda number, state: torch.where(thoughtful[places[-1]], -99.0, 99.0).expand(2, -1)  # type: ignore[method-assign]
     with torch.no_grad():
         full = model(input_ids=input_ids, use_cache=False).logits

@@ -13,7 +13,9 @@ WIDTH = 8
 
 def _memory(**settings: int) -> ProductKeyMemory:
     torch.manual_seed(0)
-    memory = ProductKeyMemory(WIDTH, MemorySettings(**{"keys": 5, "heads": 3, "top_k": 4, "key_size": 6, **settings}))
+    memory = ProductKeyMemory(
+        WIDTH, MemorySettings(**{"keys": 5, "heads": 3, "top_k": 4, "key_size": 6, **settings})
+    )
     with torch.no_grad():
         memory.log_temperature.normal_(1.0, 0.3)
         memory.norm.weight.normal_(1.0, 0.2)
@@ -31,7 +33,9 @@ def test_it_reads_what_a_search_through_all_slots_would_read() -> None:
             scores = torch.empty(settings.keys**2, dtype=torch.float64)
             for first, second in itertools.product(range(settings.keys), repeat=2):
                 halves = [
-                    torch.nn.functional.cosine_similarity(queries[head, half], memory.keys[head, half, key], dim=0)
+                    torch.nn.functional.cosine_similarity(
+                        queries[head, half], memory.keys[head, half, key], dim=0
+                    )
                     for half, key in enumerate((first, second))
                 ]
                 scores[first * settings.keys + second] = sum(halves) * memory.log_temperature[head].exp()

@@ -29,7 +29,9 @@ def test_the_baseline_is_llama_bit_by_bit() -> None:
     config = {k: v for k, v in baseline.config.to_dict().items() if k != "model_type"}
     llama = LlamaForCausalLM(LlamaConfig(**config))
     llama.load_state_dict(baseline.state_dict())
-    assert {n: p.shape for n, p in llama.named_parameters()} == {n: p.shape for n, p in baseline.named_parameters()}
+    assert {n: p.shape for n, p in llama.named_parameters()} == {
+        n: p.shape for n, p in baseline.named_parameters()
+    }
     for model in (llama, baseline):
         model.train()
     found, expected = (m(input_ids=input_ids, labels=input_ids) for m in (baseline, llama))
@@ -51,13 +53,20 @@ def test_parameters_by_a_closed_form(condition: str, positions: str) -> None:
     parts = {
         "mod": (depth // 2) * (width + 1),
         "latent": block + 3 * width + width + width + 2,
-        "memory": width + width * heads * 2 * size + heads * 2 * keys * size + heads + slots * width + 2 * width**2,
+        "memory": width
+        + width * heads * 2 * size
+        + heads * 2 * keys * size
+        + heads
+        + slots * width
+        + 2 * width**2,
     }
     dense = VOCAB * width + depth * block + width + (64 * width if positions == "learned" else 0)
     model = lahr(condition, depth=depth, positions=positions)
     named = {"full": "mod latent memory", "no_mod": "latent memory", "no_latent": "mod memory"}
     named |= {"no_memory": "mod latent", "baseline": ""}
-    expected = dense + sum(parts[part] for part in named.get(condition, condition.removesuffix("_only")).split())
+    expected = dense + sum(
+        parts[part] for part in named.get(condition, condition.removesuffix("_only")).split()
+    )
     assert sum(p.numel() for p in model.parameters()) == expected
     names = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     for part in ("mod", "latent", "memory"):
@@ -112,7 +121,10 @@ def test_causality_caches_and_padding(condition: str, router: str) -> None:
     with torch.no_grad():
         for begin, end in ((0, 12), (12, 17), *((t, t + 1) for t in range(17, 24))):
             output = model(
-                input_ids=padded[:, begin:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True
+                input_ids=padded[:, begin:end],
+                attention_mask=mask[:, :end],
+                past_key_values=cache,
+                use_cache=True,
             )
             cache = output.past_key_values
             pieces.append(output.logits)
@@ -254,4 +266,6 @@ def test_eager_attention_agrees(condition: str) -> None:
     model, (input_ids, mask) = lahr(condition), left_padded(tokens(), [0, 4, 9])
     found = _logits(model, input_ids, attention_mask=mask)
     model.set_attn_implementation("eager")
-    assert torch.allclose(_logits(model, input_ids, attention_mask=mask)[mask.bool()], found[mask.bool()], atol=1e-5)
+    assert torch.allclose(
+        _logits(model, input_ids, attention_mask=mask)[mask.bool()], found[mask.bool()], atol=1e-5
+    )

@@ -53,7 +53,9 @@ def test_router_and_predictor_learn_and_the_predictors_gradient_stops_at_its_wei
     mixture(hidden).sum().backward()
     assert torch.equal(hidden.grad, with_predictor)
     if predictor == "head":
-        assert torch.equal(mixture.routing.weight.grad, by_router), "a head of its own leaves the router alone"
+        assert torch.equal(mixture.routing.weight.grad, by_router), (
+            "a head of its own leaves the router alone"
+        )
     else:
         assert not torch.equal(mixture.routing.weight.grad, by_router)
 

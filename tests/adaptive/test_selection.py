@@ -56,7 +56,10 @@ def test_the_bound_at_a_position_is_the_bound_after_its_token(rate: float, burst
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.integers(-9, 9), min_size=1, max_size=20, unique=True), RATES, st.integers(0, 4), st.integers(0, 4)
+    st.lists(st.integers(-9, 9), min_size=1, max_size=20, unique=True),
+    RATES,
+    st.integers(0, 4),
+    st.integers(0, 4),
 )
 def test_top_k_takes_the_highest_of_a_rows_own_tokens_in_order(
     scores: list[int], rate: float, before: int, behind: int
@@ -80,7 +83,9 @@ def test_the_kth_score_of_rows_without_tokens_says_nothing() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=20), st.integers(1, 20))
-def test_slots_hold_the_first_wanted_tokens_and_go_back_where_they_came_from(wanted: list[bool], slots: int) -> None:
+def test_slots_hold_the_first_wanted_tokens_and_go_back_where_they_came_from(
+    wanted: list[bool], slots: int
+) -> None:
     row = torch.tensor([wanted])
     chosen = first(row, min(slots, len(wanted)))
     places = [index for index, want in enumerate(wanted) if want][:slots]
