@@ -1,12 +1,12 @@
-"""Whether thinking follows difficulty: pointer chasing of 0 to 4 hops, with a latent block of up to 5 iterations.
+"""Whether thinking follows difficulty: pointer chasing with a latent block of up to 4 iterations.
 
     python benchmarks/halting_difficulty.py
 
-A row holds a random function as a table of pairs, then queries (hops, node), each followed by its answer. A hop is
-one look-up in the table, so that an answer after h hops wants about h iterations; none is needed for h = 0.
-Trained: halting learned by sampled exits, and the same model with a fixed number of iterations. Then a second
-stage teaches the halting head of the first model alone. Shown: mean iterations and accuracy by hops, and the loss
-against that of all iterations. Writes benchmarks/results/halting_difficulty.json.
+A row holds a random function as a table of pairs, then queries (hops, node), each followed by its answer. A hop
+is one look-up in the table, so that more hops want more iterations; none is needed for 0 hops. Trained: halting
+learned by sampled exits, and the same model with a fixed number of iterations. Then a second stage teaches the
+halting head of the first model alone. Shown: mean iterations and accuracy by hops, and the loss against that of
+all iterations. Writes benchmarks/results/halting_difficulty.json.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _machine import about
 from torch import Tensor
 
+from _machine import about
 from aiether.adaptive import LahrConfig, LahrForCausalLM, LatentSettings, set_halt_q
 from aiether.adaptive.second_stage import exit_losses, train_halting_head
 
 RESULT = Path(__file__).parent / "results" / "halting_difficulty.json"
-NODES, HOPS, QUERIES = 8, 5, 16
+NODES, HOPS, QUERIES = 5, 5, 10
 """Nodes of a function; hops from 0 to HOPS - 1; queries of a row."""
 VOCAB = NODES + NODES * NODES + HOPS * NODES
-ITERATIONS = 5
+ITERATIONS = 4
 
 
 def rows(count: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Rows of a table and its queries; only answers have labels. `hops`: those of each answer, -1 elsewhere."""
+    """Rows of a table and its queries; only answers have labels. `hops`: of each query, -1 elsewhere."""
     function = torch.randint(NODES, (count, NODES), generator=generator)
     order = torch.rand(count, NODES, generator=generator).argsort(-1)
     table = NODES + order * NODES + function.gather(-1, order)

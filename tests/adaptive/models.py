@@ -51,7 +51,7 @@ def lahr_config(condition: str = "full", *, depth: int = 2, tied: bool = True, *
 
 
 def lahr(condition: str = "full", *, seed: int = 0, **settings: Any) -> LahrForCausalLM:
-    """A model in evaluation mode with weights so large that routing, halting and memory all decide something."""
+    """A model in evaluation mode with weights so large that routing, halting and memory decide something."""
     torch.manual_seed(seed)
     model = LahrForCausalLM(lahr_config(condition, **settings))
     with torch.no_grad():
@@ -67,7 +67,7 @@ def tokens(rows: int = 3, length: int = 20, seed: int = 1) -> Tensor:
 
 
 def left_padded(input_ids: Tensor, padding: list[int]) -> tuple[Tensor, Tensor]:
-    """Rows shortened from the left by as many tokens as there is padding before them, and their attention mask."""
+    """Rows that lost tokens on their left to padding, as many as is said, and their attention mask."""
     mask = torch.ones_like(input_ids)
     for row, count in enumerate(padding):
         mask[row, :count] = 0

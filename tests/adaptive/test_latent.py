@@ -57,7 +57,7 @@ def test_a_training_pass_with_the_same_exits_computes_the_same(
 
 
 def _by_hand(model: LahrForCausalLM, hidden_TD: Tensor, taken_T: Tensor) -> Tensor:
-    """The latent block for one row by its definition: the keys of a stopped token are those of its last iteration."""
+    """The latent block for one row, by its definition: a stopped token keeps the keys of its last iteration."""
     latent, block = model.model.latent, model.model.latent.block
     attention, length = block.self_attn, len(hidden_TD)
     cos, sin = model.model.rotary_emb(hidden_TD[None], position_ids=torch.arange(length)[None])
@@ -112,7 +112,7 @@ def test_later_tokens_find_the_keys_of_a_prompt_that_stopped_early() -> None:
     latent.register_forward_pre_hook(
         lambda _, __, kwargs: places.append(kwargs["places_BT"]), with_kwargs=True
     )
-    # Tokens of the prompt stop at once, those behind it never: the deeper iterations were not run for the prompt.
+    # Tokens of the prompt stop at once, those behind it never: deeper iterations were not run for the prompt.
     latent.stop_logit = lambda number, state: torch.where(thoughtful[places[-1]], -99.0, 99.0).expand(2, -1)  # type: ignore[method-assign]
     with torch.no_grad():
         full = model(input_ids=input_ids, use_cache=False).logits

@@ -124,7 +124,7 @@ def route_layer(block: nn.Module, routing: Routing, config: Any, layer_idx: int)
         )
     window = attention_window(config, layer_idx)
     own: dict[str, Any] = {"parameter_names": names[1:]}
-    block.routing = routing
+    block.routing = routing.train(block.training)  # or a model in use would route as in training
     block.layer_idx_in_cache = layer_idx  # type: ignore[assignment]
     block.routing_config = config
     block.routing_window = window  # type: ignore[assignment]

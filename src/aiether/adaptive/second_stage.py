@@ -1,7 +1,7 @@
 """A halting head taught on a frozen model: go on while a later iteration makes the token's loss smaller.
 
-The second stage of Zhu et al. 2025 (arXiv:2510.25741). The head sees every exit of every token, where training by
-sampled exits sees one, and nothing else of the model moves.
+The second stage of Zhu et al. 2025 (arXiv:2510.25741). The head sees every exit of every token, where training
+by sampled exits sees one, and nothing else of the model moves.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def exit_losses(model: LahrForCausalLM, batch: Mapping[str, Tensor]) -> ExitLoss
     """The losses of all exits, where every token goes through every iteration, without dropout.
 
     Args:
-        batch: `input_ids`; `labels` (default: the inputs, without padding) and `attention_mask` if there are any.
+        batch: `input_ids`; `labels` (default: the inputs, without padding) and `attention_mask`, if any.
 
     Raises
     ------
