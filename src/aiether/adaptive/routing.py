@@ -51,7 +51,7 @@ class RoutingSettings:
     predictor: Predictor = "router"
     slack: float = 1.5
     burst: int = 8
-    threshold_momentum: float = 0.95
+    threshold_momentum: float = 0.9
 
     def __post_init__(self) -> None:
         if not 1e-4 <= self.capacity <= 1:
@@ -107,7 +107,7 @@ class Routing(nn.Module):
             self.predictor_bias = nn.Parameter(torch.empty(1))
         elif settings.router == "topk":
             self.bias = nn.Parameter(torch.empty(1))
-        if settings.router == "threshold":
+        if settings.learned:
             self.register_buffer("threshold", torch.zeros(()))
             self.register_buffer("next_threshold", torch.zeros(()))
             self.register_buffer("followed", torch.zeros((), dtype=torch.long))
@@ -160,7 +160,7 @@ class Routing(nn.Module):
         Not inside a pass, which gradient checkpointing runs a second time.
         """
         with torch.no_grad():
-            if self.settings.router == "threshold":
+            if self.settings.learned:
                 self.followed.add_(self.next_threshold != self.threshold)
                 self.threshold.copy_(self.next_threshold)
             if self.settings.router == "random":
@@ -183,14 +183,14 @@ class Routing(nn.Module):
         with torch.no_grad():
             if self.training and settings.router == "random":
                 scores_BT = hashed_uniform(places_BT, self.layer_idx, self.passes)
+            if learning and settings.learned:
+                self._follow(self._causal_scores(hidden_BTD, scores_BT), present_BT)
             if self.training and settings.router in ("topk", "random"):
                 slots = top_k(scores_BT, present_BT, settings.capacity)
                 if self.counting:
                     wanted_BT = self._wanted(hidden_BTD, scores_BT, places_BT) & present_BT
                     self._count(scores_BT, present_BT, wanted_BT, slots)
                 return slots
-            if learning and settings.router == "threshold":
-                self._follow(scores_BT, present_BT)
             wanted_BT = self._wanted(hidden_BTD, scores_BT, places_BT) & present_BT
             used_B = cache.used_B if cache is not None and cache.seen else None
             admitted_BT = within_budget(wanted_BT, places_BT, settings.budget, used_B)
@@ -203,13 +203,22 @@ class Routing(nn.Module):
     def _wanted(self, hidden_BTD: Tensor, scores_BT: Tensor, places_BT: Tensor) -> Tensor:
         """What the causal rule wants of each token, whatever comes after it."""
         settings = self.settings
-        if settings.router == "threshold":
-            return scores_BT > self.threshold
-        if settings.router == "topk":
-            return self._predicted(hidden_BTD, scores_BT) > 0
+        if settings.learned:
+            return self._causal_scores(hidden_BTD, scores_BT) > self.threshold
         if settings.router == "random":
             return hashed_uniform(places_BT, self.layer_idx) < settings.capacity
         return settings.budget.at(places_BT) > settings.budget.at(places_BT - 1)
+
+    def _causal_scores(self, hidden_BTD: Tensor, scores_BT: Tensor) -> Tensor:
+        """What a token is judged by alone: its predicted chance to be among the k best, or its score.
+
+        A predictor's own decision (its logit above 0) would skip nearly every token while it knows little,
+        since few are among the k best; so it too is compared with a threshold that keeps the capacity. Its
+        bias is left out: the same for all tokens, and it moves faster than a threshold follows.
+        """
+        if self.settings.router == "topk" and self.settings.predictor == "head":
+            return (hidden_BTD.float() * self.predictor_weight.float()).sum(-1)
+        return scores_BT
 
     def _predicted(self, hidden_BTD: Tensor, scores_BT: Tensor) -> Tensor:
         """The logit of being among the k highest; its gradient reaches the predictor's own weights only."""

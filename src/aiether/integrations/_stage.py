@@ -232,6 +232,7 @@ class Stage:
         decision = self.controller.evaluate(step, loss, self.depth)
         row: Row = {"step": step, "stage": self.index, "depth": self.depth, "eval_loss": loss}
         row |= {"eval_seconds": eval_seconds, "eval_steps_per_s": batches / eval_seconds}
+        row |= {name: value for name, value in metrics.items() if _of_the_model(name, value)}
         row |= self.controller.last_metrics
         self.last_evaluation = row
         for observer in self.observers:
@@ -289,3 +290,10 @@ class Stage:
     def _announce(self, event: Row) -> None:
         for observer in self.observers:
             observer.on_event(event)
+
+
+def _of_the_model(name: str, value: object) -> bool:
+    """Whether a figure of an evaluation says something of the model beside its loss, not how fast it was."""
+    speed = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+    named = name.startswith("eval_") and name not in (*speed, "eval_model_preparation_time")
+    return named and isinstance(value, int | float)

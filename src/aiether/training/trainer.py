@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from aiether.adaptive import set_auxiliary_scale
+from aiether.adaptive import LahrForCausalLM, set_auxiliary_scale
 from aiether.data import TokenWindows
 from aiether.growth import family_of
 from aiether.integrations import causal_loss
