@@ -39,8 +39,9 @@ def loss(condition: str, length: float, seed: int) -> float:
 
 
 @pytest.fixture
-def folder(content: dict[str, Any], tmp_path: Path) -> Path:
-    """A study of three arms with its report; its runs' records are made up."""
+def folder(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of three arms with its page and tables; its runs' records are made up."""
+    monkeypatch.setattr("aiether.study.report._page._write_figures", lambda drawn, folder: None)
     content |= {"seeds": 5, "lengths": [0.5, 0.7, 1.0]}
     content["conditions"]["wide"] = {"settings": {**study()["conditions"]["grown"]["settings"], "n_embd": 64}}
     run_study(spec_from(content), tmp_path / "study", Silent(), backend=lambda threads: FakeWorkers(loss))
