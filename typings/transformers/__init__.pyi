@@ -1,5 +1,5 @@
-# What we take from transformers, for the type checker alone. The package's own list imports every model that it
-# has, 2,700 files, which took most of the checker's time. A name that is missing here is an error of pyright's:
+# What we take from transformers, for the type checker alone. The package's own list imports every model that
+# it has, 2,500 files, a good part of the checker's time. A name that is missing here is an error of pyright:
 # add it, with the module that defines it.
 from transformers import dynamic_module_utils as dynamic_module_utils
 from transformers import modeling_outputs as modeling_outputs
@@ -7,8 +7,10 @@ from transformers import optimization as optimization
 from transformers import trainer as trainer
 from transformers import trainer_callback as trainer_callback
 from transformers import utils as utils
+from transformers.cache_utils import DynamicCache as DynamicCache
 from transformers.configuration_utils import PreTrainedConfig as PreTrainedConfig
 from transformers.data.data_collator import default_data_collator as default_data_collator
+from transformers.generation.utils import GenerationMixin as GenerationMixin
 from transformers.modeling_utils import PreTrainedModel as PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING as CONFIG_MAPPING
 from transformers.models.auto.configuration_auto import AutoConfig as AutoConfig
@@ -17,7 +19,9 @@ from transformers.models.auto.modeling_auto import AutoModel as AutoModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM as AutoModelForCausalLM
 from transformers.models.auto.tokenization_auto import AutoTokenizer as AutoTokenizer
 from transformers.models.bart.configuration_bart import BartConfig as BartConfig
-from transformers.models.bart.modeling_bart import BartForConditionalGeneration as BartForConditionalGeneration
+from transformers.models.bart.modeling_bart import (
+    BartForConditionalGeneration as BartForConditionalGeneration,
+)
 from transformers.models.bert.configuration_bert import BertConfig as BertConfig
 from transformers.models.bert.modeling_bert import BertForMaskedLM as BertForMaskedLM
 from transformers.models.bert.modeling_bert import BertModel as BertModel
