@@ -47,9 +47,15 @@ lint: $(DEV)
 	$(BIN)/lint-imports
 
 # One thread per worker: two workers fill two cores. Checkpoints are synced again and again, which in memory costs
-# nothing: on a disk it is a fifth of the time.
-test: lint
-	OMP_NUM_THREADS=1 TMPDIR=$(SCRATCH) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+# nothing: on a disk it is a fifth of the time. The type checker has one thread for a minute, which the tests, that
+# wait now and then, do not miss; what it found is said at the end.
+test: $(DEV)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+	$(BIN)/pyright >$(VENV)/pyright.log 2>&1 & types=$$!; trap "kill $$types 2>/dev/null; exit 130" INT TERM; \
+	OMP_NUM_THREADS=1 TMPDIR=$(SCRATCH) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$types; types=$$?; cat $(VENV)/pyright.log; test $$tests -eq 0 && test $$types -eq 0
 
 clean:
 	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,30 +1,34 @@
-"""Writes the README's measured figures from the JSON in benchmarks/results, after a benchmark was rerun."""
+"""Writes the measured figures of README and docs from committed JSON, after a benchmark or study ran anew."""
 
 from __future__ import annotations
 
 import json
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
-PAGE = REPOSITORY / "README.md"
 RESULTS = REPOSITORY / "benchmarks" / "results"
+STUDIES = REPOSITORY / "results"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def table() -> str:
     """One row a claim: what, figure, the command that reruns it."""
-    rows = [*_growth(), _demo(), _geometry(), _watching(), _throughput(), _kills(), _study_kills()]
+    growth = [*_growth(), *_studies()]
+    rows = [*growth, _demo(), _geometry(), _watching(), _throughput(), _kills(), _study_kills()]
     return "\n".join(["| What | Measured | Rerun |", "|---|---|---|", *rows])
 
 
-def page_with_table(page: str) -> str:
-    """The page with what lies between its two markers replaced by the current table."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
+def with_measured(page: str, measured: str) -> str:
+    """The page with what lies between its two markers replaced."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin, f"the page lacks {BEGIN}"
+    assert end, f"the page lacks {END}"
+    return f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}"
 
 
 def _read(name: str) -> Any:
@@ -125,5 +129,95 @@ def _study_kills() -> str:
     return f"| A study, killed | {figure} | `python benchmarks/study_kills.py` |"
 
 
+# -- studies ----------------------------------------------------------------------------------------------
+
+
+def _study(preset: str) -> Any:
+    path = STUDIES / "growth_vs_static" / preset / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _row(rows: list[dict[str, Any]], arm: str, cost: str | None = None) -> dict[str, Any]:
+    (found,) = (row for row in rows if row["arm"] == arm and (cost is None or row["cost"] == cost))
+    return found
+
+
+_WORDS = {"tokens": ("fewer", "tokens"), "flops": ("fewer", "FLOPs"), "seconds": ("less", "time")}
+
+
+def _saved(study: Any, arm: str, cost: str) -> str:
+    """For example "32 ± 2 % fewer FLOPs", or "no FLOPs saved (2 ± 3 %)" where the interval holds 0."""
+    row = _row(study["savings"], arm, cost)
+    assert row["n"] == len(study["study"]["seeds"]), f"{arm}: a mean over some of the seeds needs other words"
+    fewer, what = _WORDS[cost]
+    low, high = row["ci95"]
+    mean, half = round(100 * row["mean"]), 50 * (high - low)
+    if low <= 0.0 <= high:  # shows no saving
+        return f"no {what} saved ({'−' if mean < 0 else ''}{abs(mean)} ± {half:.0f} %)"
+    return f"{abs(mean)} ± {half:.0f} % {fewer if row['mean'] > 0 else 'more'} {what}"
+
+
+def _studies() -> list[str]:
+    """What growing saved in the committed studies, at equal loss."""
+    rows = []
+    arms = {"AdamW": "recommended-adamw", "Muon": "recommended-muon", "report's preset": "report-adamw"}
+    for preset, what in (("gpu", "12 layers"), ("gpu-3-layers", "3 layers, equal time")):
+        study = _study(preset)
+        saved = "; ".join(
+            f"{name} {_saved(study, arm, 'flops')}, {_saved(study, arm, 'seconds')}"
+            for name, arm in arms.items()
+        )
+        figure = f"{saved} (static runs tuned too, {len(study['study']['seeds'])} seeds, {_gpu(study)})"
+        figure += "".join(f"; {limit}" for limit in _limits(study))
+        command = f"`aiether study run growth_vs_static --preset {preset}`"
+        rows.append(f"| The same loss, {what} | {figure} | {command} |")
+    return rows
+
+
+def _gpu(study: Any) -> str:
+    return study["environment"]["machine"]["processor"]
+
+
+def _limits(study: Any) -> list[str]:
+    """What weakens the figures of a study."""
+    edges = [each for each in study["tuning"] if each["at_edge"]]
+    names = ", ".join(each["condition"] for each in edges)
+    found = [f"the best rate of {names} lay at the edge of the grid"] if edges else []
+    if not any(row["distinguishable"] for row in study["comparisons"]):
+        unit = {"tokens": "tokens", "seconds": "time"}[study["study"]["budget"]["unit"]]
+        found.append(f"at equal {unit} no difference of loss is distinguishable after Holm")
+    return found
+
+
+def study_tables() -> str:
+    """A table for each committed study: the difference at the whole budget, and what the same loss cost."""
+    return "\n\n".join(_study_table(_study(preset)) for preset in ("gpu", "gpu-3-layers"))
+
+
+def _study_table(study: Any) -> str:
+    spec = study["study"]
+    amount, unit = spec["budget"]["amount"], spec["budget"]["unit"]
+    budget = f"{amount / 1e6:.1f} M tokens" if unit == "tokens" else f"{amount:g} s of training"
+    limits = "".join(f" {limit[0].upper()}{limit[1:]}." for limit in _limits(study))
+    lines = [
+        f"**`--preset {spec['preset']}`**: {budget}, {len(spec['seeds'])} seeds, {_gpu(study)}.{limits}",
+        "",
+        "| arm, against its static baseline | loss at the budget | tokens | FLOPs | time |",
+        "|---|---|---|---|---|",
+    ]
+    for row in study["comparisons"]:
+        low, high = row["ci95"]
+        sign = "−" if row["mean"] < 0 else "+"
+        loss = f"{sign}{abs(row['mean']):.3f} ± {(high - low) / 2:.3f}, p = {row['t_p_holm']:.2g}"
+        saved = [_saved(study, row["arm"], cost) for cost in ("tokens", "flops", "seconds")]
+        lines.append(f"| {row['arm']} | {' | '.join((loss, *saved))} |")
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {"README.md": table, "docs/studies.md": study_tables}
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page_with_table(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, measured in PAGES.items():
+        path = REPOSITORY / name
+        path.write_text(with_measured(path.read_text(encoding="utf-8"), measured()), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The README's figures are those of the committed results."""
+"""The measured figures of README and docs are those of the committed results."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 def test_the_measured_figures_are_current() -> None:
     script = runpy.run_path(str(REPOSITORY / "scripts" / "measured.py"))
-    page = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert script["page_with_table"](page) == page, "run: python scripts/measured.py"
+    assert set(script["PAGES"]) == {"README.md", "docs/studies.md"}
+    for name, measured in script["PAGES"].items():
+        page = (REPOSITORY / name).read_text(encoding="utf-8")
+        assert script["with_measured"](page, measured()) == page, f"{name}: run python scripts/measured.py"
 
 
 def test_every_link_leads_somewhere() -> None:

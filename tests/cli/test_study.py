@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,32 @@ def test_a_study_is_run_watched_reported_and_compared(
         "static",
         "grown",
     ]
+
+
+def test_a_stopped_study_says_how_to_go_on_where_it_ran(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the backend, what was told to go on as Slurm jobs would train on the host that submits them."""
+    asked: list[tuple[Any, ...]] = []
+
+    def jobs(*shape: Any) -> FakeWorkers:
+        asked.append(shape)
+        return FakeWorkers(loss, stop_at=5 if len(asked) == 1 else None)
+
+    monkeypatch.setattr("aiether.study.slurm.SubmititJobs", jobs)
+    monkeypatch.setattr("aiether.study.runner.LocalWorkers", None)
+    monkeypatch.setattr("aiether.study.runner.write_study_report", lambda folder: folder / "report.html")
+    where = ["--backend", "slurm", "--slurm_partition", "a b", "--slurm_cpus", "3", "--workers", "2"]
+    folder = tmp_path / "my study"
+    assert main(["study", "run", str(study_file), "--output_dir", str(folder), *where]) == 130
+    said = capsys.readouterr().out.splitlines()[-1]
+    told, _, command = said.partition("go on with: ")
+    assert told == "stopped and saved; "
+    program, *arguments = shlex.split(command)
+    assert program == "aiether"
+    assert main(arguments) == 0
+    assert len(asked) == 2
+    assert asked[0] == asked[1]
 
 
 @pytest.mark.parametrize(

@@ -41,8 +41,9 @@ def order_of(content: dict[str, Any], folder: Path) -> Order:
     return Order(folder, settings, keep_models=False)
 
 
-def local(folder: Path) -> SubmititJobs:
-    return SubmititJobs(folder, "local", 1, 1, {"timeout_min": 5})
+def jobs_of(folder: Path, cluster: str) -> SubmititJobs:
+    """`local`: processes of their own; `debug`: in this process."""
+    return SubmititJobs(folder, cluster, 1, 1, {"timeout_min": 5})
 
 
 def wait_for_training(run: Path) -> None:
@@ -50,15 +51,25 @@ def wait_for_training(run: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture
+def same_signals() -> Iterator[None]:
+    """A job's process is its own; here it is ours."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.slow
 def test_jobs_that_were_left_are_ended_and_the_study_goes_on_from_what_they_saved(
-    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same_signals: None
 ) -> None:
+    """Two jobs are processes of their own; the last one, which ends as it should, is a job here."""
     monkeypatch.setattr("aiether.study.runner.write_study_report", lambda folder: folder)
     content = one(content, eval_interval_steps=20, save_interval_steps=20) | {"budget": {"steps": 240}}
     run, jobs = tmp_path / "cells" / "one" / "1-seed0", tmp_path / FOLDER
     (tmp_path / "study.yaml").write_text(json.dumps(content))
-    left = local(jobs)
+    left = jobs_of(jobs, "local")
     left.submit(order_of(content, run))
     wait_for_training(run)
     end_left_jobs(jobs, print)
@@ -69,40 +80,30 @@ def test_jobs_that_were_left_are_ended_and_the_study_goes_on_from_what_they_save
     assert left.wait(0.1) == []  # it got further: submitted once more, and nobody needs to know
     observer = Silent()
     spec = spec_from(content)
-    result = run_study(spec, tmp_path, observer, backend=lambda threads: local(jobs), threads=1)
+    result = run_study(spec, tmp_path, observer, backend=lambda threads: jobs_of(jobs, "debug"), threads=1)
     assert result.exit_status == 0, result.failures
     assert "ending 1 job(s) of an earlier call" in observer.messages[0]
     assert not any("reason" in row for row in read_rows(tmp_path / "attempts.jsonl"))
-    assert len(list(jobs.glob("*_submitted.pkl"))) == 3
+    assert len(list(jobs.glob("*_submitted.pkl"))) == 2
+    assert len(list(jobs.glob("DEBUG_*.out"))) == 1
     assert f"resumed at step {saved.step} " in Path(f"{run}.log").read_text()
     assert json.loads((jobs / "jobs.json").read_text()) == {}
     (arm,) = json.loads((tmp_path / "results.json").read_text())["arms"]
     assert [growth["depth_after"] for growth in arm["cells"][0]["growths"]] == [2]
 
 
-@pytest.mark.slow
 def test_a_run_that_fails_in_training_says_why_and_where_its_log_is(
-    content: dict[str, Any], tmp_path: Path
+    content: dict[str, Any], tmp_path: Path, same_signals: None
 ) -> None:
-    jobs = local(tmp_path / "jobs")
+    (tmp_path / "jobs").mkdir()
+    jobs = jobs_of(tmp_path / "jobs", "debug")
     jobs.submit(order_of(one(content, lr=1000.0), tmp_path / "run"))
-    while not (ended := jobs.wait(1.0)):
-        pass
-    ((_, outcome),) = ended
+    ((_, outcome),) = jobs.wait(1.0)
     assert outcome.status == "failed"
     assert outcome.reason is not None
     assert "is not finite" in outcome.reason
     assert outcome.reason.endswith(f"its log: {tmp_path / 'run.log'}")
     assert "not finite" in (tmp_path / "run.log").read_text()
-
-
-@pytest.fixture
-def same_signals() -> Iterator[None]:
-    """A job's process is its own; here it is ours."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR2)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def test_a_run_saves_when_its_job_s_time_is_nearly_over(

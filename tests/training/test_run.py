@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from aiether.cli import main
 from aiether.data import prepare
 from aiether.evaluation import flops_per_token
 from aiether.training import run as job
-from aiether.training import samples
 from aiether.training.config import TrainConfig, read_config, resolve
 from aiether.training.layer_states import LayerStateManager
 
@@ -76,13 +75,6 @@ class Run:
 
 
 Finished = Callable[[str, str], Run]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_samples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "NEW_TOKENS", 20)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch._dynamo.utils import counters
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from aiether.data import prepare
-from aiether.training import arms, samples
+from aiether.training import arms
 from aiether.training import run as job
 from aiether.training.config import TrainConfig, resolve
 from aiether.training.generate import generate
@@ -45,13 +44,6 @@ SETTINGS: dict[str, Any] = {
     "sample_prompt": "ab",
     "device": "cpu",
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_samples() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "NEW_TOKENS", 20)
-        yield
 
 
 @pytest.fixture(scope="module")

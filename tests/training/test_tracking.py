@@ -99,7 +99,6 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
             patch.setenv(name, str(folder / "wandb"))
-        patch.setattr("aiether.training.samples.NEW_TOKENS", 20)
         yield folder
 
 

@@ -8,7 +8,7 @@ import itertools
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -148,7 +148,7 @@ def run_study_command(arguments: Sequence[str]) -> int:
     finally:
         display.close()
     if result.status == "interrupted":
-        print(f"stopped and saved; go on with: {PROGRAM} run {shlex.quote(str(folder))}")
+        print(f"stopped and saved; go on with: {go_on(flags, folder)}")
         return result.exit_status
     for run_folder, reason in result.failures.items():
         print(f"failed: {run_folder}: {reason}")
@@ -156,6 +156,20 @@ def run_study_command(arguments: Sequence[str]) -> int:
         print(verdict)
     print(f"report: {result.report}")
     return result.exit_status
+
+
+def go_on(flags: RunFlags, folder: Path) -> str:
+    """The command that runs the rest of a study, with as many workers and in the same place.
+
+    What is run, the preset and the settings stand in the folder.
+    """
+    words = [PROGRAM, "run", shlex.quote(str(folder))]
+    for field in fields(RunFlags):
+        value = getattr(flags, field.name)
+        where = field.name in ("workers", "backend") or field.name.startswith("slurm_")
+        if where and value != field.default:
+            words += [f"--{field.name}", shlex.quote(str(value))]
+    return " ".join(words)
 
 
 def with_settings(spec: StudySpec, given: Sequence[str]) -> StudySpec:

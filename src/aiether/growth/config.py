@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, get_args, get_type_hints
 
 from ..geometry import Extrapolator
@@ -152,13 +153,8 @@ class GrowthConfig:
         self._validate_depths()
 
     def _validate_choices(self) -> None:
-        for name, hint in get_type_hints(GrowthConfig).items():
-            choices = get_args(hint)
-            if (
-                choices
-                and all(isinstance(choice, str) for choice in choices)
-                and getattr(self, name) not in choices
-            ):
+        for name, choices in _choices():
+            if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}")
         _validate_count("grow_by", self.grow_by, ("double", "max"))
         _validate_count("k_subspace", self.k_subspace, ("auto",))
@@ -266,6 +262,17 @@ class GrowthConfig:
     def protocol_steps(self) -> int:
         """Steps of the isolated warm-up that follows a growth (0 without the report's protocol)."""
         return self.isolated_warmup_steps if self.protocol == "report" else 0
+
+
+@cache  # hints are read anew from their text each time, which takes longer than all the rest of a validation
+def _choices() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The settings that are one of a few words, and these."""
+    choices = {name: get_args(hint) for name, hint in get_type_hints(GrowthConfig).items()}
+    return tuple(
+        (name, words)
+        for name, words in choices.items()
+        if words and all(isinstance(word, str) for word in words)
+    )
 
 
 def _validate_count(name: str, value: Any, words: tuple[str, ...]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .blank import without_weights
 from .identity import BlockIdentity, OperationRecorder, read_identity
 
 _NAME_IT = 'name the list that shall grow: aiether.family_of(model, blocks="{}")'
@@ -298,7 +299,7 @@ def model_of(config: Any) -> nn.Module:
     # The names come from a file: nothing but a model's class may be called.
     classes = [c for c in named if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)]
     try:
-        with _quietly(), torch.random.fork_rng(devices=()), torch.device("meta"):
+        with _quietly(), without_weights():
             if classes:
                 return classes[0](config)
             if type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:

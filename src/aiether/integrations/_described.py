@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from aiether.growth import Family
+from aiether.growth.blank import without_weights
 
 from ._refuse import is_compiled_function
 
@@ -30,7 +30,7 @@ def fresh_model(model: PreTrainedModel, config: PreTrainedConfig | None = None) 
 
     `config`: another configuration than the model's own.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with without_weights():
         return type(model)(copy.deepcopy(model.config if config is None else config))
 
 

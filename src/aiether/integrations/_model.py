@@ -193,4 +193,7 @@ def seed_step(seed: int, step: int, rank: int = 0) -> None:
     value = int.from_bytes(digest) >> 1
     random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)  # noqa: NPY002 - the global stream is what datasets draw from
-    torch.manual_seed(value)
+    if torch.accelerator.is_available():
+        torch.manual_seed(value)
+    else:  # for each kind of device that is not there torch would note down where it was asked: 2 % of a step
+        torch.default_generator.manual_seed(value)

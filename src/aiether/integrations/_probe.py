@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.trainer_callback import DefaultFlowCallback
 
 from aiether.evaluation import flops_per_token, measure_flops_per_token
 from aiether.growth import Candidate, GrowthController, GrowthPlan, Trial, grow_config, trial_steps
+from aiether.growth.blank import without_weights
 
 from ._budget import Work
 from ._callback import StageCallback
@@ -205,7 +205,7 @@ def step_flops(
     try:
         return tokens * flops_per_token(config, work.context_length)
     except ValueError:  # no closed form: counted on a twin without weights
-        with torch.random.fork_rng(), torch.device("meta"):
+        with without_weights():
             twin = type(model)(config)
         return tokens * measure_flops_per_token(twin, work.context_length)
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from aiether.data import PackedData
 from aiether.evaluation import flops_per_token, measure_flops_per_token
+from aiether.growth.blank import without_weights
 from aiether.training.arms import model_settings, tokens_per_step, windows
 from aiether.training.config import TrainConfig
 from aiether.training.length import course_of
@@ -137,7 +137,7 @@ def _shape(config: TrainConfig, depth: int, vocab_size: int) -> Shape:
 @cache  # many conditions share a shape, and counting runs the model, if without numbers
 def _counted(arch: Architecture, settings: tuple[tuple[str, Any], ...]) -> Shape:
     given = dict(settings)
-    with torch.device("meta"):
+    with without_weights():
         model = undrawn_model(arch, **given)
     cost = flops_per_token(model.config, given["context_length"])
     counted = measure_flops_per_token(model, given["context_length"])

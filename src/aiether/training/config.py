@@ -8,7 +8,9 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
@@ -197,7 +199,7 @@ class TrainConfig(DataConfig, GrowthConfig, LahrSettings):
     def _validate_choices_of_training(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(unknown("preset", self.preset, PRESETS))
-        hints = get_type_hints(TrainConfig)
+        hints = setting_types()
         if self.size not in (None, *SIZES):
             raise ValueError(f"size is {self.size!r}: choose one of {', '.join(SIZES)}, or leave it out")
         for name in ("arch", "schedule", "optimizer", "device", "baseline", "on_nan"):
@@ -209,7 +211,7 @@ class TrainConfig(DataConfig, GrowthConfig, LahrSettings):
         self._validate_trackers()
 
     def _validate_trackers(self) -> None:
-        allowed = get_args(get_args(get_type_hints(TrainConfig)["report_to"])[0])
+        allowed = get_args(get_args(setting_types()["report_to"])[0])
         for name in self.report_to:
             if name not in allowed:
                 raise ValueError(f"report_to holds {name!r}: choose among {', '.join(allowed)}")
@@ -395,10 +397,11 @@ def write_config(path: str | Path, config: TrainConfig) -> None:
     temporary.replace(path)
 
 
-def setting_types() -> dict[str, Any]:
+@cache  # hints are read anew from their text each time, which takes longer than all the rest of a validation
+def setting_types() -> Mapping[str, Any]:
     """The type of every setting, by name, in declaration order."""
     hints = get_type_hints(TrainConfig)
-    return {field.name: hints[field.name] for field in fields(TrainConfig)}
+    return MappingProxyType({field.name: hints[field.name] for field in fields(TrainConfig)})
 
 
 def _few(names: Sequence[str], shown: int = 5) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 
 from aiether.growth import Family, GrowthConfig, GrowthPlan, new_moments, renames
+from aiether.growth.blank import without_weights
 
 from ._sources import ModelConfig
 
@@ -84,7 +85,7 @@ def meta_model(config: Mapping[str, Any]) -> PreTrainedModel:
     known = getattr(transformers, str(kinds[0]), None)
     try:
         parsed = transformers.CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
-        with torch.device("meta"):
+        with without_weights():
             if isinstance(known, type) and issubclass(known, PreTrainedModel):
                 return known(parsed)
             return AutoModelForCausalLM.from_config(parsed, trust_remote_code=False)
