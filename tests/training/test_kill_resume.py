@@ -179,7 +179,7 @@ def test_a_model_of_adaptive_depth_goes_on_with_its_thresholds_and_draws(
     }
     assert run_job(tmp_path / "whole", **changes) == 0
     assert len(read_rows(tmp_path / "whole" / "events.jsonl", "growth")) == 1
-    for kill in ("random-1", "growth"):
+    for kill in ("checkpoint-half-written", "random-1"):
         assert run_job(tmp_path / "cut", kill, **changes) == -signal.SIGKILL
     assert run_job(tmp_path / "cut", **changes) == 0
     assert_resumed_to_the_same(tmp_path / "cut", tmp_path / "whole")

@@ -12,6 +12,9 @@ from ._checkpoint import Checkpoint, CheckpointStore
 from ._quiet import without_progress_bars
 from ._weights import check_weights, read_mapping
 
+_ALIGNMENT = 64
+"""Bytes, as torch allocates on a CPU."""
+
 
 def find_checkpoint(
     store: CheckpointStore, resume: bool | str | Path
@@ -64,8 +67,19 @@ def load_model(old: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
         )
     model, found = loaded  # annotated as the model alone
     _check_complete(found, checkpoint)
+    _align(model)
     model.loss_type = old.loss_type
     return model
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Copy what lies in the file's memory at another address than torch would have given it.
+
+    A tensor of one number shifts all that follow it in the file, and the same products round otherwise there.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 def _check_class(name: str, checkpoint: Checkpoint) -> None:
