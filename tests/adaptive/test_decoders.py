@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
 from aiether.adaptive import add_mixture_of_depths, load_mixture_of_depths
+from aiether.adaptive.routed_layer import RoutedLayer
 from aiether.adaptive.routing import Routing
 
-FAMILIES = pytest.mark.parametrize("case", FAMILY_TABLE, ids=FAMILY_NAMES)
 CASES = {case.name: case for case in FAMILY_TABLE}
+PLAIN = [name for name in FAMILY_NAMES if name != "lahr"]
+FAMILIES = pytest.mark.parametrize("case", [CASES[name] for name in PLAIN], ids=PLAIN)
 
 
 def _tokens(rows: int = 2, length: int = 20, seed: int = 1) -> Tensor:
@@ -176,6 +178,7 @@ def test_hidden_states_and_figures_of_a_routed_decoder() -> None:
             "att",
         ),
         ("gpt2", {"n_embd": 16, "n_head": 2, "n_layer": 2, "add_cross_attention": True}, "encoder"),
+        ("lahr", CASES["lahr"].settings | {"num_hidden_layers": 2}, "its own configuration"),
     ],
 )
 def test_what_cannot_be_routed_is_refused(model_type: str, settings: dict[str, Any], why: str) -> None:
@@ -185,7 +188,7 @@ def test_what_cannot_be_routed_is_refused(model_type: str, settings: dict[str, A
     with pytest.raises(ValueError, match=why):
         add_mixture_of_depths(model)
     assert type(model) is kind
-    assert not any(isinstance(module, Routing) for module in model.modules())
+    assert not any(isinstance(module, RoutedLayer) for module in model.modules())
 
 
 def test_wrong_layers_are_refused_and_a_second_routing_too() -> None:
