@@ -2,11 +2,11 @@
 
     python benchmarks/halting_difficulty.py
 
-A row holds a random function as a table of pairs, then queries (hops, node), each followed by its answer. A hop
-is one look-up in the table, so that more hops want more iterations; none is needed for 0 hops. Trained: halting
-learned by sampled exits, and the same model with a fixed number of iterations. Then a second stage teaches the
-halting head of the first model alone. Shown: mean iterations and accuracy by hops, and the loss against that of
-all iterations. Writes benchmarks/results/halting_difficulty.json.
+A row holds a random function as a table of pairs, then queries (hops, node), each followed by its answer. A
+hop is one look-up in the table, so that more hops want more iterations; none is needed for 0 hops. Trained:
+halting learned by sampled exits, and the same model with a fixed number of iterations. Then a second stage
+teaches the halting head of the first model alone. Shown: mean iterations and accuracy by hops, and the loss
+against that of all iterations. Writes benchmarks/results/halting_difficulty.json.
 """
 
 from __future__ import annotations

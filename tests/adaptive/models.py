@@ -50,8 +50,11 @@ def lahr_config(condition: str = "full", *, depth: int = 2, tied: bool = True, *
     )
 
 
-def lahr(condition: str = "full", *, seed: int = 0, **settings: Any) -> LahrForCausalLM:
-    """A model in evaluation mode with weights so large that routing, halting and memory decide something."""
+def lahr(condition: str = "full", *, seed: int = 0, **settings: Any) -> Any:
+    """A model in evaluation mode with weights so large that routing, halting and memory decide something.
+
+    `Any`: tests reach into parts that a model may not have.
+    """
     torch.manual_seed(seed)
     model = LahrForCausalLM(lahr_config(condition, **settings))
     with torch.no_grad():

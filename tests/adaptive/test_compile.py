@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import pytest
 import torch
 from tests.adaptive.models import gradients, lahr, tokens
 from tests.families import FAMILY_TABLE
@@ -28,10 +27,9 @@ def _trained_alike(eager: nn.Module, compiled: nn.Module, vocabulary: int) -> No
             assert torch.allclose(gradients(compiled)[name], gradient, atol=1e-5), (step, name)
 
 
-@pytest.mark.parametrize("router", ["topk", "threshold"])
-def test_a_routed_layer_compiles_to_one_graph(router: str) -> None:
+def test_a_routed_layer_compiles_to_one_graph() -> None:
     torch._dynamo.reset()
-    eager = lahr("mod_only", router=router).train()
+    eager = lahr("mod_only", router="threshold").train()
     compiled = copy.deepcopy(eager)
     compiled.model.layers[1].compile(fullgraph=True, backend="aot_eager")
     _trained_alike(eager, compiled, 37)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ class Block(nn.Module):
         return hidden_BKD + self.linear(hidden_BKD).tanh()
 
 
-def _mixture(router: Router, **settings: float | str) -> MixtureOfDepths:
+def _mixture(router: Router, **settings: float | str) -> Any:
     torch.manual_seed(0)
     made = MixtureOfDepths(Block(), WIDTH, RoutingSettings(router=router, **settings))  # type: ignore[arg-type]
     if made.routing.settings.learned:
@@ -51,6 +53,7 @@ def test_router_and_predictor_learn_and_the_predictors_gradient_stops_at_its_wei
     mixture.zero_grad()
     mixture.routing.auxiliary_scale = 0.0
     mixture(hidden).sum().backward()
+    assert hidden.grad is not None
     assert torch.equal(hidden.grad, with_predictor)
     if predictor == "head":
         assert torch.equal(mixture.routing.weight.grad, by_router), (

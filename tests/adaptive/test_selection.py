@@ -22,7 +22,7 @@ def _in_turn(wanted: list[bool], places: list[int], budget: Budget, used: int) -
     return admitted
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(
     data=st.data(),
     rate=RATES,

@@ -21,6 +21,7 @@ from transformers.conversion_mapping import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from .config import LahrConfig
 from .figures import compute_figures, reset_compute_figures
 from .mixture_of_depths import commit_routing
 from .routed_layer import route_layer
@@ -183,6 +184,7 @@ def _check(model: PreTrainedModel, routed: list[bool]) -> None:
             "one for each is meant"
         )
     reasons = {
+        "its layers are routed by its own configuration (routed_layers)": isinstance(config, LahrConfig),
         "it has an encoder": config.is_encoder_decoder or getattr(config, "add_cross_attention", False),
         "its attention is not called through transformers' attention interface, so that masks and positions "
         "of its own (ALiBi, windows) could not be kept": not model._supports_attention_backend,

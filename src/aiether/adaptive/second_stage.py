@@ -1,7 +1,7 @@
 """A halting head taught on a frozen model: go on while a later iteration makes the token's loss smaller.
 
-The second stage of Zhu et al. 2025 (arXiv:2510.25741). The head sees every exit of every token, where training
-by sampled exits sees one, and nothing else of the model moves.
+The second stage of Zhu et al. 2025 (arXiv:2510.25741). The head sees every exit of every token, where
+training by sampled exits sees one, and nothing else of the model moves.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _losses(model: LahrForCausalLM, state_BTD: Tensor, shifted_BT: Tensor) -> Te
 
 
 def stop_targets(losses_NBT: Tensor, tau: float, lookahead: int) -> Tensor:
-    """1 where none of the next `lookahead` iterations makes the loss smaller by more than `tau`, (N - 1, B, T)."""
+    """1 where none of the next `lookahead` iterations gains more than `tau` nats, float32 (N - 1, B, T)."""
     later = [losses_NBT[n + 1 : n + 1 + lookahead].amin(0) for n in range(len(losses_NBT) - 1)]
     return (losses_NBT[:-1] - torch.stack(later) <= tau).float()
 
@@ -88,7 +88,7 @@ def train_halting_head(
     Args:
         batches: see `exit_losses`; one optimizer step each.
         tau: nats; an iteration that gains less is not worth it.
-        lookahead: how many iterations ahead a gain may lie; None: any number, for losses that first fall late.
+        lookahead: how many iterations ahead a gain may lie; None: any number, for losses that fall late.
         lr: Adam's, falling to 0 linearly where the number of batches is known.
 
     Raises
