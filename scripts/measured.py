@@ -214,7 +214,35 @@ def _study_table(study: Any) -> str:
     return "\n".join(lines)
 
 
-PAGES: dict[str, Callable[[], str]] = {"README.md": table, "docs/studies.md": study_tables}
+def speed_tables() -> str:
+    """LAHR models against the dense one on a GPU: how much faster each is, beside the quotient of FLOPs."""
+    result = _read("adaptive_speed_cuda")
+    return "\n\n".join(_speed(label, shape) for label, shape in result["shapes"].items())
+
+
+def _speed(label: str, measured: Any) -> str:
+    shape, arms = measured["shape"], measured["arms"]
+    columns = ("train", "trunk", "prefill", "generate, batch 8", "generate, batch 64")
+    about = f"{shape['n_layer']} layers, {shape['batch_size']} windows of {shape['context_length']:,} tokens"
+    lines = [
+        f"{label[0].upper()}{label[1:]} ({about}):",
+        "",
+        f"| arm | dense FLOPs over its own | {' | '.join(columns)} |",
+        f"|---|---|{'---|' * len(columns)}",
+    ]
+    for name, arm in arms.items():
+        speeds = [f"{arm[column]['ratio']:.2f}" for column in columns]
+        if name == "dense":
+            speeds = [f"{arm[column]['tokens_per_s']:,.0f} tokens/s" for column in columns]
+        lines.append(f"| {name} | {arm['flops_ratio']:.2f} | {' | '.join(speeds)} |")
+    return "\n".join(lines)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "README.md": table,
+    "docs/studies.md": study_tables,
+    "docs/adaptive.md": speed_tables,
+}
 
 
 if __name__ == "__main__":
