@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.training.corpus import write_corpus
 
-from aiether.adaptive import PARTS, SIZES, LahrSettings, set_halt_q
+from aiether.adaptive import PARTS, SIZES, LahrSettings, set_halt_q, trace_tokens
 from aiether.evaluation import flops_per_token, measure_flops_per_token
 from aiether.training.config import merge, resolve
 from aiether.training.generate import generate, load_model
@@ -192,3 +192,28 @@ def test_the_memory_s_table_has_a_learning_rate_of_its_own() -> None:
     ((muon, _),) = [each for each in groups if each[1]["algorithm"] == "muon"]
     assert "model.latent.block.mlp.up_proj.weight" in muon
     assert sorted(name for names, _ in groups for name in names) == sorted(named.values())
+
+
+def test_the_report_shows_where_computation_went_in_its_sample(trained: Path) -> None:
+    rows = [json.loads(line) for line in (trained / "samples.jsonl").read_text().splitlines()]
+    trace = rows[-1]["trace"]
+    assert "".join(trace["pieces"]) == rows[-1]["text"][: len("".join(trace["pieces"]))]
+    assert trace["layers"] == [1, 3]
+    assert {len(row) for row in trace["processed"]} == {len(trace["pieces"])} == {len(trace["iterations"])}
+    assert set(trace["iterations"]) <= {1, 2}
+    page = (trained / "report.html").read_text()
+    assert page.count('class="sample trace"') == 2 * len(rows)
+    used = sum(map(sum, trace["processed"]))
+    assert 0 < used < 2 * len(trace["pieces"])
+
+
+def test_a_trace_is_what_the_layers_did(trained: Path) -> None:
+    model = load_model(trained / "final").eval()
+    ids = torch.arange(1, 41)
+    trace = trace_tokens(model, ids)
+    model.reset_compute_figures()
+    model(input_ids=ids[None])
+    figures = model.compute_figures()
+    assert figures["capacity"] == pytest.approx(sum(map(sum, trace.processed)) / (2 * 40))
+    assert figures["iterations"] == pytest.approx(sum(trace.iterations) / 40)
+    assert trace_tokens(model, ids[:20]).processed == tuple(row[:20] for row in trace.processed)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .model import LahrForCausalLM, LahrModel
     from .routing import Routing, RoutingSettings
     from .settings import PARTS, SIZES, LahrCondition, LahrSettings
+    from .trace import TokenTrace, trace_tokens
 
 _HOMES = {
     "auxiliary": ("attach_loss", "set_auxiliary_scale"),
@@ -34,6 +35,7 @@ _HOMES = {
     "mixture_of_depths": ("MixtureOfDepths", "commit_routing"),
     "model": ("LahrForCausalLM", "LahrModel"),
     "routing": ("Routing", "RoutingSettings"),
+    "trace": ("TokenTrace", "trace_tokens"),
     "settings": ("PARTS", "SIZES", "LahrCondition", "LahrSettings"),
 }
 
@@ -53,6 +55,7 @@ __all__ = [
     "Routing",
     "RoutingSettings",
     "Thought",
+    "TokenTrace",
     "add_mixture_of_depths",
     "attach_loss",
     "commit_routing",
@@ -64,6 +67,7 @@ __all__ = [
     "reset_compute_figures",
     "set_auxiliary_scale",
     "set_halt_q",
+    "trace_tokens",
 ]
 
 

@@ -100,6 +100,7 @@ class Routing(nn.Module):
         self.settings, self.layer_idx = settings, layer
         self.auxiliary_scale = 1.0
         self.counting = False
+        self.chosen: list[Slots] | None = None  # a list: what each pass chooses is noted in it
         if settings.learned:
             self.weight = nn.Parameter(torch.empty(hidden_size))
         if settings.router == "topk" and settings.predictor == "head":
@@ -145,6 +146,8 @@ class Routing(nn.Module):
             present_BT = torch.ones(hidden_BTD.shape[:2], dtype=torch.bool, device=hidden_BTD.device)
         scores_BT = self._scores(hidden_BTD)
         slots = self._choose(hidden_BTD, scores_BT, present_BT, cache)
+        if self.chosen is not None:
+            self.chosen.append(slots)
         chosen_BKD = gather(hidden_BTD, slots)
         columns = None if cache is None else cache.expect(slots, present_BT)
         output_BKD = block(chosen_BKD) if run is None else run(slots, chosen_BKD, columns)

@@ -148,6 +148,8 @@ class Recorder(RunObserver):
             return  # the last: resumed after the sample, before the run's end was on record
         row = {"step": step, "depth": model.config.num_hidden_layers, "prompt": self.sampler.prompt}
         row["text"] = self.sampler.sample(model)
+        if (trace := self.sampler.trace(model, row["text"])) is not None:
+            row["trace"] = trace
         self.samples.append(row)
         self._tell_if_full()
         self.last_sample_step = step

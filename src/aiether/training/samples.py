@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from aiether.adaptive import LahrForCausalLM, trace_tokens
 
 from .generate import continue_text, prompt_ids
 
@@ -40,3 +43,25 @@ class Sampler:
                 )
         finally:
             model.train(training)
+
+    def trace(self, model: PreTrainedModel, text: str) -> dict[str, Any] | None:
+        """Where the model's computation goes in a text, by tokens; None for a model that decides nothing.
+
+        `pieces` of the text; for each of the routed `layers` which pieces it `processed` (0 or 1);
+        `iterations` that each piece took. The text is cut where the model's context ends.
+        """
+        if not isinstance(model, LahrForCausalLM):
+            return None
+        encoded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+        most = model.config.max_position_embeddings
+        ids, spans = encoded["input_ids"][:most], encoded["offset_mapping"][:most]
+        with torch.compiler.set_stance("force_eager"):
+            trace = trace_tokens(model, torch.tensor(ids, dtype=torch.long, device=model.device))
+        if not trace.layers and not trace.iterations:
+            return None
+        return {
+            "pieces": [text[start:end] for start, end in spans],
+            "layers": list(trace.layers),
+            "processed": [list(map(int, row)) for row in trace.processed],
+            "iterations": list(trace.iterations),
+        }

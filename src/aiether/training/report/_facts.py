@@ -232,12 +232,30 @@ def _event_words(event: Row) -> str:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A piece of a text and what it cost, as shares from 0 to 1 that are shown as shades.
+
+    Attributes
+    ----------
+    layers: of the routed layers, those that processed it; `thought`: of the latent iterations, those it took
+        beyond the first. None where the model has none.
+    about: the same in words.
+    """
+
+    piece: str
+    layers: float | None
+    thought: float | None
+    about: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """A text as it is shown: whose it is, and the prompt apart from what the model added."""
 
     title: str
     prompt: str
     text: str
+    trace: tuple[Token, ...] = ()
 
 
 MOST_SAMPLES = 6
@@ -257,7 +275,22 @@ def samples(run: Run) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
 def _sample(row: Row, name: str = "") -> Sample:
     depth, step = row.get("depth"), int(row.get("step") or 0)
     title = ", ".join(filter(None, (name, _layers(depth) if depth else "", f"step {step:,}")))
-    return Sample(title, *_split_prompt(str(row.get("prompt") or ""), str(row.get("text") or "")))
+    prompt, text = _split_prompt(str(row.get("prompt") or ""), str(row.get("text") or ""))
+    return Sample(title, prompt, text, _tokens(row.get("trace") or {}))
+
+
+def _tokens(trace: Row) -> tuple[Token, ...]:
+    """What was recorded of a text's tokens (`Sampler.trace`)."""
+    layers, processed, iterations = (trace.get(name) or [] for name in ("layers", "processed", "iterations"))
+    most = max(iterations, default=1)
+    found = []
+    for place, piece in enumerate(trace.get("pieces") or []):
+        own = [layer for layer, row in zip(layers, processed, strict=True) if row[place]]
+        words = [f"layers {', '.join(map(str, own)) or 'none'}"] if layers else []
+        words += [f"{iterations[place]} of {most} iterations"] if iterations else []
+        thought = (iterations[place] - 1) / max(1, most - 1) if iterations else None
+        found.append(Token(str(piece), len(own) / len(layers) if layers else None, thought, "; ".join(words)))
+    return tuple(found)
 
 
 def _split_prompt(prompt: str, text: str) -> tuple[str, str]:
