@@ -15,8 +15,9 @@ CASES = {case.name: case for case in FAMILY_TABLE}
 
 def build(name: str) -> PreTrainedModel:
     if name == "vit":
-        shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-        return ViTModel(ViTConfig(**shape))
+        return ViTModel(
+            ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+        )
     return CASES[name].build()
 
 

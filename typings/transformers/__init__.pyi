@@ -10,6 +10,7 @@ from transformers import utils as utils
 from transformers.cache_utils import DynamicCache as DynamicCache
 from transformers.configuration_utils import PreTrainedConfig as PreTrainedConfig
 from transformers.data.data_collator import default_data_collator as default_data_collator
+from transformers.generation.configuration_utils import GenerationConfig as GenerationConfig
 from transformers.generation.utils import GenerationMixin as GenerationMixin
 from transformers.modeling_utils import PreTrainedModel as PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING as CONFIG_MAPPING
@@ -24,6 +25,7 @@ from transformers.models.bart.modeling_bart import (
 )
 from transformers.models.bert.configuration_bert import BertConfig as BertConfig
 from transformers.models.bert.modeling_bert import BertForMaskedLM as BertForMaskedLM
+from transformers.models.bert.modeling_bert import BertLMHeadModel as BertLMHeadModel
 from transformers.models.bert.modeling_bert import BertModel as BertModel
 from transformers.models.gpt2.configuration_gpt2 import GPT2Config as GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel as GPT2LMHeadModel
