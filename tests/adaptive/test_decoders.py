@@ -76,12 +76,11 @@ def test_routed_decoders_are_causal_and_a_cache_and_padding_change_nothing(case:
 @FAMILIES
 def test_all_tokens_through_open_gates_are_the_model_as_it_was(case: FamilyCase) -> None:
     plain, input_ids = case.build(depth=4), _tokens()
-    model = add_mixture_of_depths(case.build(depth=4), capacity=1.0, predictor="head")
+    model = add_mixture_of_depths(case.build(depth=4), capacity=1.0)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, Routing):
                 module._scores = lambda hidden: hidden.new_full(hidden.shape[:2], 99.0)  # type: ignore[method-assign]
-                module.predictor_bias.fill_(1.0)
     assert torch.allclose(_logits(model, input_ids), _logits(plain, input_ids), atol=1e-5)
     assert torch.allclose(_in_pieces(model, input_ids), _logits(plain, input_ids), atol=1e-5)
     model.train()
@@ -152,9 +151,7 @@ def test_a_window_is_kept_where_few_tokens_are_processed() -> None:
     reach = 4 * (model.config.sliding_window - 1)  # four layers, whatever they skip
     budget = [module for module in model.modules() if isinstance(module, Routing)]
     for routing in budget:  # what is processed must not follow from what was before
-        routing._predicted = lambda hidden, scores: (torch.arange(hidden.shape[1]) % 2 * 2.0 - 1).expand(
-            1, -1
-        )  # type: ignore[method-assign]
+        routing._wanted = lambda _, __, places: places % 2 == 1  # type: ignore[method-assign]
     one, other = _logits(model, input_ids), _logits(model, changed)
     assert not torch.allclose(one[:, 21], other[:, 21], atol=1e-4)
     assert torch.allclose(one[:, 20 + reach :], other[:, 20 + reach :], atol=1e-6)

@@ -98,7 +98,7 @@ def test_a_cache_goes_on_in_a_second_call_and_is_empty_after_a_reset(condition: 
 def test_a_routed_layer_keeps_its_own_tokens_only() -> None:
     model, input_ids = lahr("mod_only", capacity=0.125, burst=1, slack=1.0), tokens(2, 33)
     with torch.no_grad():
-        model.model.layers[1].routing.bias.fill_(100.0)  # type: ignore[union-attr]
+        model.model.layers[1].routing.threshold.fill_(-1e9)  # type: ignore[union-attr]
         cache = model(input_ids=input_ids, use_cache=True).past_key_values
     dense, compact = cache.layers
     assert dense.keys.shape[2] == 33

@@ -162,10 +162,38 @@ def test_a_causal_rule_does_not_see_what_comes_later() -> None:
     assert torch.equal(_changed(training, hidden)[:, :17], _changed(training, changed)[:, :17])
 
 
+@pytest.mark.parametrize("router", ["topk", "threshold"])
+def test_a_capacity_of_one_leaves_no_token_out(router: Router) -> None:
+    mixture, hidden = _mixture(router, capacity=1.0).train(), torch.randn(2, 30, WIDTH)
+    for _ in range(3):
+        mixture(hidden)
+        commit_routing(mixture)
+    assert _changed(mixture.eval(), hidden).all()
+
+
+@pytest.mark.parametrize("predictor", ["router", "head"])
+def test_a_trained_predictor_keeps_the_capacity(predictor: str) -> None:
+    mixture = _mixture("topk", capacity=0.25, predictor=predictor).train()
+    optimizer = torch.optim.Adam(mixture.parameters(), lr=0.02)
+    torch.manual_seed(1)
+    for _ in range(150):
+        commit_routing(mixture)
+        optimizer.zero_grad()
+        mixture(torch.randn(4, 64, WIDTH)).square().mean().backward()
+        optimizer.step()
+    commit_routing(mixture)
+    reset_compute_figures(mixture)
+    mixture.eval()(torch.randn(16, 64, WIDTH))
+    figures = compute_figures(mixture)
+    assert abs(figures["capacity"] - 0.25) < 0.05
+    assert figures["router_precision"] > 0.75
+    assert figures["router_recall"] > 0.75
+
+
 def test_figures_say_what_the_router_did() -> None:
     mixture = _mixture("topk", capacity=0.25, burst=1, slack=1.0).eval()
     with torch.no_grad():
-        mixture.routing.bias.fill_(100.0)  # it wants every token
+        mixture.routing.threshold.fill_(-1e9)  # it wants every token
     hidden = torch.randn(2, 40, WIDTH)
     reset_compute_figures(mixture)
     mixture(hidden)

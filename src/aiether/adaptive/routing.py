@@ -206,6 +206,8 @@ class Routing(nn.Module):
     def _wanted(self, hidden_BTD: Tensor, scores_BT: Tensor, places_BT: Tensor) -> Tensor:
         """What the causal rule wants of each token, whatever comes after it."""
         settings = self.settings
+        if settings.capacity == 1:  # a threshold would still leave out the lowest scores
+            return torch.ones_like(scores_BT, dtype=torch.bool)
         if settings.learned:
             return self._causal_scores(hidden_BTD, scores_BT) > self.threshold
         if settings.router == "random":
