@@ -60,8 +60,14 @@ class Sampler:
         if not trace.layers and not trace.iterations:
             return None
         return {
-            "pieces": [text[start:end] for start, end in spans],
+            "pieces": _pieces(text, spans),
             "layers": list(trace.layers),
             "processed": [list(map(int, row)) for row in trace.processed],
             "iterations": list(trace.iterations),
         }
+
+
+def _pieces(text: str, spans: list[tuple[int, int]]) -> list[str]:
+    """The text cut into its tokens; of tokens that share a character the first has it."""
+    ends = [0, *(end for _, end in spans)]
+    return [text[max(start, before) : end] for (start, end), before in zip(spans, ends, strict=False)]
