@@ -191,6 +191,7 @@ def main() -> None:
     result["runs"] = []
     for seed in arguments.seeds:
         result["runs"].append(run(seed, arguments))
+        result["seeds"] = [each["seed"] for each in result["runs"]]  # those that have been run by now
         arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .mixture_of_depths import MixtureOfDepths, commit_routing
     from .model import LahrForCausalLM, LahrModel
     from .routing import Routing, RoutingSettings
+    from .second_stage import exit_losses, train_halting_head
     from .settings import PARTS, SIZES, LahrCondition, LahrSettings
 
 _HOMES = {
@@ -34,6 +35,7 @@ _HOMES = {
     "mixture_of_depths": ("MixtureOfDepths", "commit_routing"),
     "model": ("LahrForCausalLM", "LahrModel"),
     "routing": ("Routing", "RoutingSettings"),
+    "second_stage": ("exit_losses", "train_halting_head"),
     "settings": ("PARTS", "SIZES", "LahrCondition", "LahrSettings"),
 }
 
@@ -57,6 +59,7 @@ __all__ = [
     "attach_loss",
     "commit_routing",
     "compute_figures",
+    "exit_losses",
     "exit_probabilities",
     "lahr_parts",
     "load_mixture_of_depths",
@@ -64,6 +67,7 @@ __all__ = [
     "reset_compute_figures",
     "set_auxiliary_scale",
     "set_halt_q",
+    "train_halting_head",
 ]
 
 
