@@ -3,10 +3,11 @@
     python benchmarks/halting_difficulty.py
 
 A row holds a random function as a table of pairs, then queries (hops, node), each followed by its answer. A
-hop is one look-up in the table, so that more hops want more iterations; none is needed for 0 hops. Trained:
-halting learned by sampled exits, and the same model with a fixed number of iterations. Then a second stage
-teaches the halting head of the first model alone. Shown: mean iterations and accuracy by hops, and the loss
-against that of all iterations. Writes benchmarks/results/halting_difficulty.json.
+hop is one look-up in the table, so that more hops want more iterations; none is needed for 0 hops. Trained on
+equal data: a model that always takes all iterations, whose frozen copy then gets a halting head in a second
+stage; and models whose halting is learned by sampled exits, with a uniform and with a geometric prior. Shown:
+mean iterations and accuracy by hops, and the loss against that of all iterations. Writes
+benchmarks/results/halting_difficulty.json.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ NODES, HOPS, QUERIES = 5, 5, 10
 """Nodes of a function; hops from 0 to HOPS - 1; queries of a row."""
 VOCAB = NODES + NODES * NODES + HOPS * NODES
 ITERATIONS = 4
+THRESHOLDS = (0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 1.0)
 
 
 def rows(count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -50,10 +52,9 @@ def rows(count: int, generator: torch.Generator) -> dict[str, Tensor]:
     return {"input_ids": input_ids, "labels": labels, "hops": asked}
 
 
-def build(halting: str, seed: int, kl_weight: float) -> LahrForCausalLM:
+def build(seed: int, **latent: Any) -> LahrForCausalLM:
     """One layer and a latent block, of width 64."""
     torch.manual_seed(seed)
-    latent = LatentSettings(iterations=ITERATIONS, halting=halting, kl_weight=kl_weight)  # type: ignore[arg-type]
     config = LahrConfig(
         num_hidden_layers=1,
         hidden_size=64,
@@ -64,7 +65,7 @@ def build(halting: str, seed: int, kl_weight: float) -> LahrForCausalLM:
         max_position_embeddings=64,
         tie_word_embeddings=True,
         initializer_range=0.05,
-        latent=vars(latent),
+        latent=vars(LatentSettings(iterations=ITERATIONS, **latent)),
         pad_token_id=None,
     )
     return LahrForCausalLM(config)
@@ -128,49 +129,70 @@ def _show(name: str, figures: dict[str, Any]) -> None:
     )
 
 
-def run(seed: int, steps: int, batch: int, kl_weight: float) -> dict[str, Any]:
-    """Both models of one seed, and the second stage."""
-    result: dict[str, Any] = {"seed": seed}
-    fixed = build("fixed", seed, kl_weight)
-    result["fixed"] = {"seconds": train(fixed, steps, batch, seed), **measure(fixed)}
-    _show("fixed", result["fixed"])
-    learned = build("learned", seed, kl_weight)
-    seconds = train(learned, steps, batch, seed)
-    result["exits"] = all_exits(learned)
-    sampled: dict[str, Any] = {"seconds": seconds}
-    for q in (0.1, 0.25, 0.5, 0.75, 0.9, 1.0):
-        set_halt_q(learned, q)
-        sampled[f"q={q}"] = measure(learned)
-        _show(f"sampled exits q={q}", sampled[f"q={q}"])
-    result["sampled_exits"] = sampled
+def at_thresholds(name: str, model: LahrForCausalLM) -> dict[str, Any]:
+    """What is measured at each halting threshold."""
+    found = {}
+    for q in THRESHOLDS:
+        set_halt_q(model, q)
+        found[f"q={q}"] = measure(model)
+        _show(f"{name} q={q}", found[f"q={q}"])
+    return found
+
+
+def second_stage(fixed: LahrForCausalLM, seed: int, batches: int, batch: int, tau: float) -> dict[str, Any]:
+    """A halting head on a frozen copy of a model that was trained with a fixed number of iterations."""
+    model = build(seed)
+    missing = model.load_state_dict(fixed.state_dict(), strict=False).missing_keys
+    assert all("halt_" in name for name in missing), missing
     generator = torch.Generator().manual_seed(seed + 999)
     begin = time.perf_counter()
-    train_halting_head(learned, [rows(batch, generator) for _ in range(100)], tau=0.02)
-    stage: dict[str, Any] = {"seconds": time.perf_counter() - begin}
-    for q in (0.25, 0.5, 0.75):
-        set_halt_q(learned, q)
-        stage[f"q={q}"] = measure(learned)
-        _show(f"second stage q={q}", stage[f"q={q}"])
-    result["second_stage"] = stage
+    losses = train_halting_head(model, [rows(batch, generator) for _ in range(batches)], tau=tau, lr=0.05)
+    seconds = time.perf_counter() - begin
+    return {
+        "seconds": seconds,
+        "head_loss": [losses[0], sum(losses[-20:]) / 20],
+        **at_thresholds("second stage", model),
+    }
+
+
+def run(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All models of one seed."""
+    fixed = build(seed, halting="fixed")
+    seconds = train(fixed, arguments.steps, arguments.batch, seed)
+    result: dict[str, Any] = {"seed": seed, "fixed": {"seconds": seconds, **measure(fixed)}}
+    result["fixed"]["loss_by_exit_and_hops"] = all_exits(fixed)
+    _show("fixed", result["fixed"])
+    result["second_stage"] = second_stage(fixed, seed, arguments.head_batches, arguments.batch, arguments.tau)
+    for prior in ("uniform", "geometric"):
+        model = build(seed, prior=prior, prior_rate=0.5, kl_weight=arguments.kl_weight)
+        seconds = train(model, arguments.steps, arguments.batch, seed)
+        result[f"sampled_exits_{prior}"] = {
+            "seconds": seconds,
+            "loss_by_exit_and_hops": all_exits(model),
+            **at_thresholds(f"sampled, {prior}", model),
+        }
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--steps", type=int, default=1500)
+    assert __doc__
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--kl_weight", type=float, default=0.01)
+    parser.add_argument("--head_batches", type=int, default=300)
+    parser.add_argument("--tau", type=float, default=0.005)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     result = about(seeds=arguments.seeds)
-    result |= {"steps": arguments.steps, "batch": arguments.batch, "kl_weight": arguments.kl_weight}
-    result["runs"] = [
-        run(seed, arguments.steps, arguments.batch, arguments.kl_weight) for seed in arguments.seeds
-    ]
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    names = ("steps", "batch", "kl_weight", "head_batches", "tau")
+    result |= {name: getattr(arguments, name) for name in names}
+    result["runs"] = []
+    for seed in arguments.seeds:
+        result["runs"].append(run(seed, arguments))
+        result["seeds"] = [each["seed"] for each in result["runs"]]  # those that have been run by now
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

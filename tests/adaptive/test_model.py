@@ -178,6 +178,27 @@ def test_losses_of_labels_that_do_not_count(condition: str) -> None:
     assert torch.allclose(counted, expected / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padded_rows_train_as_they_would_alone(attention: str) -> None:
+    model, padding = lahr("no_latent", capacity=0.3).train(), [0, 5, 11, 20]  # the last row holds nothing
+    model.set_attn_implementation(attention)
+    padded, mask = left_padded(tokens(4, 20), padding)
+    labels = padded.masked_fill(mask == 0, -100)
+    labels[torch.arange(3), padding[:3]] = -100  # what is predicted from padding
+    total = model(input_ids=padded, attention_mask=mask, labels=labels, num_items_in_batch=1).loss
+    total.backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+    alone = [
+        model(
+            input_ids=padded[row : row + 1, count:],
+            labels=labels[row : row + 1, count:],
+            num_items_in_batch=1,
+        )
+        for row, count in enumerate(padding[:3])
+    ]
+    assert torch.allclose(total, torch.stack([each.loss for each in alone]).sum(), rtol=1e-5)
+
+
 def test_embeddings_may_be_given_and_positions_too() -> None:
     model, input_ids = lahr("full"), tokens()
     full = _logits(model, input_ids)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .mixture_of_depths import MixtureOfDepths, commit_routing
     from .model import LahrForCausalLM, LahrModel
     from .routing import Routing, RoutingSettings
+    from .second_stage import exit_losses, train_halting_head
     from .settings import PARTS, SIZES, LahrCondition, LahrSettings
     from .trace import TokenTrace, trace_tokens
 
@@ -36,6 +37,7 @@ _HOMES = {
     "model": ("LahrForCausalLM", "LahrModel"),
     "routing": ("Routing", "RoutingSettings"),
     "trace": ("TokenTrace", "trace_tokens"),
+    "second_stage": ("exit_losses", "train_halting_head"),
     "settings": ("PARTS", "SIZES", "LahrCondition", "LahrSettings"),
 }
 
@@ -60,6 +62,7 @@ __all__ = [
     "attach_loss",
     "commit_routing",
     "compute_figures",
+    "exit_losses",
     "exit_probabilities",
     "lahr_parts",
     "load_mixture_of_depths",
@@ -68,6 +71,7 @@ __all__ = [
     "set_auxiliary_scale",
     "set_halt_q",
     "trace_tokens",
+    "train_halting_head",
 ]
 
 
