@@ -10,11 +10,11 @@ from tests.adaptive.models import CONDITIONS, VOCAB, gradients, lahr, lahr_confi
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from aiether.adaptive import PARTS, LahrConfig, LahrForCausalLM
+from aiether.adaptive import LahrConfig, LahrForCausalLM
 from aiether.adaptive.masks import attention_mask
 
-ROUTED = [(c, r) for c in CONDITIONS for r in ("topk", "threshold") if r == "topk" or PARTS[c][0]]
-"""Conditions with the causal routers that make a difference to them."""
+ROUTED = [*((name, "topk") for name in CONDITIONS), ("full", "threshold"), ("mod_only", "threshold")]
+"""Conditions and causal routers."""
 BOTH = pytest.mark.parametrize(("condition", "router"), ROUTED)
 
 

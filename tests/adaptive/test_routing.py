@@ -176,7 +176,7 @@ def test_a_trained_predictor_keeps_the_capacity(predictor: str) -> None:
     mixture = _mixture("topk", capacity=0.25, predictor=predictor).train()
     optimizer = torch.optim.Adam(mixture.parameters(), lr=0.02)
     torch.manual_seed(1)
-    for _ in range(150):
+    for _ in range(100):
         commit_routing(mixture)
         optimizer.zero_grad()
         mixture(torch.randn(4, 64, WIDTH)).square().mean().backward()

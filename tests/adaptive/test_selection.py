@@ -22,7 +22,7 @@ def _in_turn(wanted: list[bool], places: list[int], budget: Budget, used: int) -
     return admitted
 
 
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     data=st.data(),
     rate=RATES,
@@ -48,13 +48,14 @@ def test_a_budget_admits_in_order_what_a_loop_admits_and_a_cache_changes_nothing
         assert torch.cat([first_part, rest], -1)[0].tolist() == expected
 
 
+@settings(max_examples=50, deadline=None)
 @given(rate=RATES, burst=st.integers(0, 20), place=st.integers(0, 5_000))
 def test_the_bound_at_a_position_is_the_bound_after_its_token(rate: float, burst: int, place: int) -> None:
     budget = Budget(rate, burst)
     assert budget.after(place + 1) == min(place + 1, int(budget.at(torch.tensor(place))))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.integers(-9, 9), min_size=1, max_size=20, unique=True),
     RATES,
@@ -81,7 +82,7 @@ def test_the_kth_score_of_rows_without_tokens_says_nothing() -> None:
     assert kth_score(scores, torch.zeros_like(present), 0.5).item() == 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=20), st.integers(1, 20))
 def test_slots_hold_the_first_wanted_tokens_and_go_back_where_they_came_from(
     wanted: list[bool], slots: int
