@@ -32,7 +32,7 @@ FLAGS = {
     "--lr 1 2": "unexpected '2' after --lr 1",
     "--preset=": "--preset needs a value",
     "--learning-rate 1": "unknown flag '--learning-rate'",
-    "--xyz 1": "unknown flag '--xyz'; aiether train --help lists them",
+    "--jjj 1": "unknown flag '--jjj'; aiether train --help lists them",
     "-x": "unexpected '-x'",
     "--cache_dir ~nobody-here/x": "cache_dir is '~nobody-here/x': there is no such user",
     "--dataset_path ~nobody-here/x": "dataset_path is '~nobody-here/x': there is no such user",

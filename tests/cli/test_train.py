@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from aiether.cli._settings import GROUPS
+from aiether.cli._settings import GROUPS, flag_name
 from aiether.cli.train import SourceFlags, read_settings, read_source, train
 from aiether.training.config import PRESETS, TrainConfig, setting_types
 
@@ -153,5 +153,5 @@ def test_the_help_shows_every_flag_and_the_presets_defaults(capsys: pytest.Captu
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     for name in (*setting_types(), *SourceFlags.__dataclass_fields__):
-        assert f"--{name}" in shown
+        assert f"--{flag_name(name)}" in shown
     assert "(default: 0.08)" in shown

@@ -146,7 +146,8 @@ print(json.dumps(gaps))
 
 def test_saved_models_give_the_same_logits_in_a_process_without_aiether(tmp_path: Path) -> None:
     expected = {}
-    for case in FAMILY_TABLE:
+    cases = [case for case in FAMILY_TABLE if case.model_type != "lahr"]  # the one model of aiether's own
+    for case in cases:
         grown = grow(case, "interleave", "noise")
         grown.save_pretrained(tmp_path / case.name)
         expected[str(tmp_path / case.name)] = logits(grown)
@@ -155,7 +156,7 @@ def test_saved_models_give_the_same_logits_in_a_process_without_aiether(tmp_path
     command = [sys.executable, "-c", LOAD_ALONE, str(tmp_path / "expected.pt")]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     gaps = json.loads(output.splitlines()[-1])
-    assert tuple(gaps) == FAMILY_NAMES
+    assert tuple(gaps) == tuple(case.name for case in cases)
     assert max(gaps.values()) < 1e-6
 
 

@@ -75,8 +75,8 @@ class PretrainingTrainer(Trainer):
             return super().evaluation_loop(*args, **kwargs)
         model.reset_compute_figures()
         output = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update({f"eval_{name}": value for name, value in model.compute_figures().items()})
-        return output
+        figures = {f"eval_{name}": value for name, value in model.compute_figures().items()}
+        return output._replace(metrics={**(output.metrics or {}), **figures})
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         return 0  # counted once a stage, with head and attention (evaluation.flops), not estimated every step
