@@ -24,7 +24,8 @@ def attach_loss(carrier: Tensor, loss: Tensor) -> Tensor:
     """`carrier`, unchanged; a backward pass through it also adds the gradient of the scalar `loss`.
 
     The gradient is that of `loss` itself, whatever factor the loss of the model has: under gradient
-    accumulation scale `loss` by one over the number of passes (`set_auxiliary_scale`).
+    accumulation scale `loss` by one over the number of passes (`set_auxiliary_scale`), and under a gradient
+    scaler (float16) by its factor too.
     """
     assert loss.ndim == 0
     return _Attached.apply(carrier, loss)  # type: ignore[return-value]
