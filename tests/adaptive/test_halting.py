@@ -4,16 +4,26 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aiether.adaptive import LatentReasoning, LatentSettings, exit_probabilities, prior_probabilities
 from aiether.adaptive.halting import bernoulli_kl, conditional_stops
-from aiether.adaptive.latent import expected_divergence, weighted_surrogate
+from aiether.adaptive.latent import weighted_surrogate
 
 WIDTH, ITERATIONS = 6, 4
 STOPS = st.lists(st.floats(0.01, 0.99), min_size=1, max_size=7)
+
+
+def expected_divergence(stop_logits_N1: Tensor, prior: Tensor) -> Tensor:
+    """KL(p || prior) of the exit in closed form, from the N - 1 logits along the last dimension."""
+    stops = F.pad(torch.sigmoid(stop_logits_N1), (0, 1), value=1.0)
+    reached = torch.cat([torch.ones_like(stops[..., :1]), (1 - stops[..., :-1]).cumprod(-1)], dim=-1)[
+        ..., :-1
+    ]
+    return (reached * bernoulli_kl(stop_logits_N1, conditional_stops(prior)[:-1])).sum(-1)
 
 
 @given(STOPS)

@@ -312,12 +312,3 @@ def weighted_surrogate(losses: Tensor, weights: Tensor, counted: Tensor) -> Tens
     mean_of_others = (seen.sum() - seen) / (counted.sum() - 1).clamp_min(1)
     through_p = (weights - fixed) * (losses.detach() - mean_of_others)
     return ((fixed * losses + through_p) * counted).sum()
-
-
-def expected_divergence(stop_logits_N1: Tensor, prior: Tensor) -> Tensor:
-    """KL(p || prior) of the exit in closed form, from the N - 1 logits along the last dimension."""
-    stops = F.pad(torch.sigmoid(stop_logits_N1), (0, 1), value=1.0)
-    reached = torch.cat([torch.ones_like(stops[..., :1]), (1 - stops[..., :-1]).cumprod(-1)], dim=-1)[
-        ..., :-1
-    ]
-    return (reached * bernoulli_kl(stop_logits_N1, conditional_stops(prior)[:-1])).sum(-1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .latent import LatentReasoning
 from .routing import Routing, RoutingSettings
 
 
@@ -35,5 +36,5 @@ class MixtureOfDepths(nn.Module):
 def commit_routing(model: nn.Module) -> None:
     """Let every routed layer and latent block of `model` move on to the next training pass."""
     for module in model.modules():
-        if hasattr(module, "commit"):
-            module.commit()  # type: ignore[operator]
+        if isinstance(module, Routing | LatentReasoning):
+            module.commit()

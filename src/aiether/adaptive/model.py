@@ -38,6 +38,7 @@ from .routed_layer import routed_forward
 from .routing import Routing
 
 IGNORED = -100
+"""The label that counts for nothing, as everywhere in torch and transformers."""
 
 
 class LahrDecoderLayer(LlamaDecoderLayer):

@@ -39,11 +39,12 @@ class RoutingSettings:
     ----------
     capacity: share of the tokens that the layer processes.
     router: `topk`, `threshold`, or a control: `random`, `stride` (tokens at equal distances).
-    predictor: router `topk`: who decides outside training. `router`: the router's own sign, taught by a
-        binary cross-entropy on its weights; `head`: a second head on detached hidden states.
+    predictor: router `topk`: who decides outside training. `router`: the router's own score, taught by
+        a binary cross-entropy on its weights; `head`: a second head on detached hidden states. Either is
+        compared with a threshold that keeps the capacity.
     slack, burst: outside training (and with `threshold` in it) a layer processes at most
         ceil(capacity * slack * tokens) + burst of the tokens so far.
-    threshold_momentum: router `threshold`: how slowly the threshold follows the scores.
+    threshold_momentum: how slowly a learned router's threshold follows its scores.
     """
 
     capacity: float = 0.125
@@ -225,7 +226,7 @@ class Routing(nn.Module):
             return (hidden_BTD.float() * self.predictor_weight.float()).sum(-1)
         return scores_BT
 
-    def _predicted(self, hidden_BTD: Tensor, scores_BT: Tensor) -> Tensor:
+    def _predicted(self, hidden_BTD: Tensor) -> Tensor:
         """The logit of being among the k highest; its gradient reaches the predictor's own weights only."""
         hidden_BTD = hidden_BTD.detach().float()
         if self.settings.predictor == "head":
@@ -246,7 +247,7 @@ class Routing(nn.Module):
         if not (self.training and torch.is_grad_enabled() and self.settings.router == "topk"):
             return hidden_BTD
         target_BT = torch.zeros_like(scores_BT).scatter(-1, slots.index_BK, slots.filled_BK.float())
-        logits_BT = self._predicted(hidden_BTD, scores_BT)
+        logits_BT = self._predicted(hidden_BTD)
         loss_BT = F.binary_cross_entropy_with_logits(logits_BT, target_BT, reduction="none")
         loss = (loss_BT * present_BT).sum() / present_BT.sum().clamp_min(1)
         return attach_loss(hidden_BTD, loss * self.auxiliary_scale)

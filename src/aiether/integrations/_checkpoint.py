@@ -255,9 +255,7 @@ class CheckpointStore:
 
     def read_snapshot(self, step: int) -> dict[str, Tensor]:
         with safe_open(self.snapshots / _snapshot_name(step), framework="pt") as tensors:
-            # Copies: a tensor in the file's memory may lie at any address there, and sums of the same numbers
-            # differ in their last bits with the address's alignment.
-            return {name: tensors.get_tensor(name).clone() for name in tensors.keys()}  # noqa: SIM118
+            return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 
 
 def _snapshot_name(step: int) -> str:

@@ -15,10 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from aiether.adaptive.latent import weighted_surrogate
-
-IGNORED = -100
-"""The label that counts for nothing, as everywhere in torch and transformers."""
+from aiether.adaptive.model import IGNORED, causal_lm_loss
 
 
 def head_loss(
@@ -33,13 +30,11 @@ def head_loss(
     The labels are the inputs (the shift happens here); the loss is computed in float32. `weights_BT` are
     those of sampled exits (`aiether.adaptive.latent`).
     """
-    shifted = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()  # no gradient for the last position
-    logits = F.linear(hidden_BTD.flatten(0, 1), weight_VD).float()
+    logits_BTV = F.linear(hidden_BTD, weight_VD)
     if weights_BT is not None:
-        counted = shifted != IGNORED
-        losses = F.cross_entropy(logits, shifted, ignore_index=IGNORED, reduction="none")
-        total = weighted_surrogate(losses, weights_BT.flatten(), counted.float())
-        return total / (counted.sum() if num_items is None else num_items)
+        return causal_lm_loss(logits_BTV, labels_BT, weights_BT, num_items)
+    shifted = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()  # no gradient for the last position
+    logits = logits_BTV.flatten(0, 1).float()
     if num_items is None:
         return F.cross_entropy(logits, shifted, ignore_index=IGNORED)
     return F.cross_entropy(logits, shifted, ignore_index=IGNORED, reduction="sum") / num_items
