@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from aiether.adaptive import MemorySettings, ProductKeyMemory
+from aiether.adaptive.memory import bag_read, indices_by_maxima, product_read
 
 WIDTH = 8
 
@@ -43,6 +44,26 @@ def test_it_reads_what_a_search_through_all_slots_would_read() -> None:
             read += best.values.softmax(0) @ memory.values.weight[best.indices]
         expected = memory.output(torch.nn.functional.silu(memory.gate(normed)) * read)
         assert torch.allclose(found[row, token], expected, atol=1e-5)
+
+
+def test_reading_as_a_product_gives_the_same_values_and_gradients() -> None:
+    torch.manual_seed(0)
+    slots = torch.randint(6, (5, 2, 4))  # heads often read the same slot
+    given = [torch.randn(5, 2, 4, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)]
+    found = []
+    for read in (bag_read, product_read):
+        weights, values = (each.clone().requires_grad_() for each in given)
+        output = read(slots, weights, values)
+        output.sin().sum().backward()
+        found.append((output, weights.grad, values.grad))
+    for bag, product in zip(*found, strict=True):
+        assert torch.allclose(bag, product, atol=1e-12)
+
+
+def test_the_highest_are_found_by_maxima_as_by_sorting() -> None:
+    scores = torch.randn(7, 3, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(indices_by_maxima(scores, 8), scores.topk(8).indices)
+    assert torch.equal(indices_by_maxima(torch.zeros(2, 5), 5), torch.arange(5).expand(2, 5))
 
 
 def test_everything_in_it_gets_gradient() -> None:

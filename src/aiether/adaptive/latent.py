@@ -240,7 +240,7 @@ class _Run:
 
     def advance(self, number: int, state_BTD: Tensor, proposed_BTD: Tensor) -> Tensor:
         """The state after an iteration: stopped tokens keep theirs; then some stop."""
-        state = torch.where(self.active_BT[..., None], proposed_BTD, state_BTD)
+        state = torch.where(self.active_BT[..., None], proposed_BTD, state_BTD) if number else proposed_BTD
         self.taken_BT = self.taken_BT + self.active_BT
         if number < self.settings.iterations - 1:
             stops_BT = self._stops(number, state_BTD, state)
