@@ -160,7 +160,7 @@ def measure(
     arms = {name: Arm(settings, shape, device, cuda_graphs=graphs) for name, settings in ARMS.items()}
     result: dict[str, Any] = {"shape": shape, "arms": {}}
     for name, arm in arms.items():
-        flops = flops_per_token(arm.model.config, context)
+        flops = flops_per_token(arm.model.config, context, shape["batch_size"])
         parameters = sum(p.numel() for p in arm.model.parameters())
         result["arms"][name] = {
             "parameters": parameters,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from aiether.adaptive import LatentReasoning, LatentSettings, exit_probabilities, prior_probabilities
-from aiether.adaptive.halting import bernoulli_kl, conditional_stops
+from aiether.adaptive.halting import bernoulli_kl, conditional_stops, thinking_rows
 from aiether.adaptive.latent import weighted_surrogate
 
 WIDTH, ITERATIONS = 6, 4
@@ -116,14 +116,35 @@ def test_sampled_exits_estimate_the_expectation_over_all_exits(prior: str) -> No
     taken, weights = thought.iterations_BT[:, 0], thought.weights_BT
     assert weights is not None
     assert weights.mean().item() == pytest.approx(1, abs=0.01)
-    assert weights.max() <= 2 + 1e-5, "half of the draws are p's own"
+    shares = [rows / samples for rows in latent.settings.training_rows(samples)]
+    assert weights.max() <= 2 / shares[-1] + 1e-5, "half of the draws are p's own"
+    mixed = (exits + prior_probabilities(prior, ITERATIONS, 0.3)) / 2  # type: ignore[arg-type]
     for n in range(ITERATIONS):
         drawn = (taken == n + 1).double()
         assert (drawn * weights[:, 0]).mean().item() == pytest.approx(exits[n].item(), abs=0.012)
-        mixed = (exits[n] + prior_probabilities(prior, ITERATIONS, 0.3)[n]) / 2  # type: ignore[arg-type]
-        assert drawn.mean().item() == pytest.approx(mixed.item(), abs=0.012)
+        following = shares[n + 1] if n + 1 < ITERATIONS else 0.0
+        expected = following * mixed[n] + (shares[n] - following) * mixed[n:].sum()
+        assert drawn.mean().item() == pytest.approx(expected.item(), abs=0.012)
         if drawn.any():
             assert torch.allclose(thought.hidden_BTD[taken == n + 1][:, 0], states[n])
+
+
+def test_fewer_and_fewer_rows_think_on_and_a_row_alone_always_does() -> None:
+    assert thinking_rows("uniform", 4, 64) == [64, 56, 46, 32]
+    assert thinking_rows("uniform", 4, 1) == [1, 1, 1, 1]
+    assert thinking_rows("geometric", 3, 10, rate=0.5) == [10, 8, 5]
+    latent = _latent().train()
+    hidden, places = torch.randn(8, 5, WIDTH, dtype=torch.float64), torch.arange(5)[None]
+    runs: list[int] = []
+    latent.block.register_forward_hook(lambda _, args, __: runs.append(len(args[0])))
+    thought = latent(hidden, places_BT=places)
+    assert runs == latent.settings.training_rows(8) == [8, 7, 6, 4][:ITERATIONS]
+    for number, rows in enumerate(runs[1:], start=1):
+        assert (thought.iterations_BT[rows:] <= number).all()
+    assert thought.hidden_BTD.shape == hidden.shape
+    runs.clear()
+    latent.eval()(hidden, places_BT=places)
+    assert set(runs) == {8}, "in use every row thinks as long as its tokens want"
 
 
 def _loss(states: Tensor) -> Tensor:

@@ -52,6 +52,7 @@ def test_a_training_pass_with_the_same_exits_computes_the_same(
         return taken == number + 1
 
     monkeypatch.setattr(_Run, "_sampled", forced)
+    monkeypatch.setattr(LatentSettings, "training_rows", lambda settings, batch: [batch] * 4)
     trained = model.train().model(input_ids=input_ids, use_cache=False)
     assert torch.equal(trained.iterations, taken)
     assert torch.allclose(model.lm_head(trained.last_hidden_state), halted, atol=1e-5)

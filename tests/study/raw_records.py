@@ -23,14 +23,15 @@ SCALE = {"%": 0.01, "×": 1.0, "M": 1e6, "B": 1e9, "T": 1e12, "": 1.0}
 class Run:
     """One run, from its raw records."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, judged: str) -> None:
         self.condition = folder.parent.name
         length, _, rest = folder.name.partition("-")
         self.length, self.seed = float(length), int(rest.rpartition("seed")[2])
         self.lr = yaml.safe_load((folder / "config.yaml").read_text())["lr"]
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         self.evals = [row for row in rows if row["kind"] == "eval"]
-        self.last, self.rows = self.evals[-1], rows
+        best = min(self.evals, key=lambda row: row["eval_loss"])
+        self.last, self.rows = best if judged == "best" else self.evals[-1], rows
         events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
         self.growths = [event for event in events if event["event"] == "growth"]
 
@@ -41,7 +42,8 @@ class Study:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.spec = yaml.safe_load((folder / "study.yaml").read_text())
-        runs = [Run(path.parent) for path in sorted(folder.glob("cells/*/*/result.json"))]
+        judged = self.spec.get("judged", "last")
+        runs = [Run(path.parent, judged) for path in sorted(folder.glob("cells/*/*/result.json"))]
         self.runs = [run for run in runs if run.seed in self.spec["seeds"]]
         self.tuning = [run for run in runs if run.seed not in self.spec["seeds"]]
         self.page = (folder / "tables.md").read_text()

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.study.fakes import write_lines
 
 from aiether.study.arms import Cell, cell_config, cells, tuning_cells
 from aiether.study.catalogue import find_spec, shipped_names
 from aiether.study.check import check_spec
-from aiether.study.results import spec_hash
+from aiether.study.results import deciding_evaluation, spec_hash
 from aiether.study.spec import plain, presets_of, read_spec, spec_from
 from aiether.training.settings_file import read_settings_file
 
@@ -210,3 +211,17 @@ def test_an_unknown_study_names_the_nearest() -> None:
         find_spec("growth_vs_statik")
     with pytest.raises(ValueError, match=r"'a/b.yaml' does not exist"):
         find_spec("a/b.yaml")
+
+
+def test_a_run_is_judged_by_its_last_evaluation_or_by_its_lowest(tmp_path: Path) -> None:
+    losses = {100: 3.0, 200: 2.5, 300: 2.75}
+    rows = [{"kind": "eval", "step": step, "eval_loss": loss} for step, loss in losses.items()]
+    write_lines(tmp_path / "metrics.jsonl", [*rows, {"kind": "train", "step": 310, "loss": 0.1}])
+    found = {}
+    for judged in ("last", "best"):
+        decides = deciding_evaluation(spec_from(study(judged=judged)), tmp_path)
+        assert decides is not None
+        found[judged] = decides["step"]
+    assert found == {"last": 300, "best": 200}
+    with pytest.raises(ValueError, match="judged"):
+        checked(study(judged="median"))

@@ -47,7 +47,8 @@ def test_flops_in_closed_form_are_those_that_are_counted(condition: Any, router:
     settings = LahrSettings(lahr_condition=condition, lahr_router=router)
     with torch.device("meta"):
         model = undrawn_model("lahr", **SMALL, lahr=settings)
-    assert flops_per_token(model.config, 48) == measure_flops_per_token(model, 48)
+    for batch in (1, 6):
+        assert flops_per_token(model.config, 48, batch) == measure_flops_per_token(model, 48, batch)
 
 
 def test_the_baseline_costs_what_a_dense_llama_costs() -> None:

@@ -6,6 +6,7 @@ Notation: N iterations; lambda_n is the probability to stop after iteration n gi
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -38,6 +39,18 @@ def exit_probabilities(stops_N: Tensor) -> Tensor:
     reached = torch.cat([torch.ones_like(stops_N[..., :1]), go_on.cumprod(-1)], dim=-1)
     last_one = torch.cat([stops_N[..., :-1], torch.ones_like(stops_N[..., :1])], dim=-1)
     return reached * last_one
+
+
+def thinking_rows(prior: Prior, num_iterations: int, batch_size: int, rate: float = 0.2) -> list[int]:
+    """How many rows of a training batch run each iteration: the first so many, all of them the first one.
+
+    Few tokens get far where exits are sampled, and what is computed beyond a token's exit is lost. So a share
+    of the rows ends early: the square root of the prior's share that gets to an iteration goes on to it. The
+    root, since a token that would have gone further counts for less where its row ends.
+    """
+    prior_N = prior_probabilities(prior, num_iterations, rate).double()
+    reached_N = 1 - torch.cat([prior_N.new_zeros(1), prior_N.cumsum(-1)[:-1]])
+    return [math.ceil(round(batch_size * math.sqrt(reached), 6)) for reached in reached_N.tolist()]
 
 
 def conditional_stops(probabilities_N: Tensor) -> Tensor:

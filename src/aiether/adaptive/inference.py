@@ -20,7 +20,7 @@ def set_halt_q(model: nn.Module, halt_q: float) -> None:
         If the model has no latent block with a halting head, or `halt_q` is no probability.
     """
     blocks = [module for module in model.modules() if isinstance(module, LatentReasoning)]
-    if not any(block.learns for block in blocks):
+    if not any(block.settings.learns for block in blocks):
         raise ValueError(
             f"halt_q is {halt_q}, and {type(model).__name__} has no latent block that learned to halt: "
             "leave it out for this model"

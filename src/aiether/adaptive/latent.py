@@ -6,9 +6,10 @@ it was at its last. So a thought sees the whole context up to its token, and nev
 
 Training samples one exit for each token, so that the output head is computed once, and weighs its loss with
 p_n / q_n: the mean is the expected loss over the halting distribution p, whose gradient reaches the halting
-head. The sampling distribution q is half p, half the prior. The divergence from the prior (PonderNet's,
-decision by decision) is added to the gradient. Outside training a token stops when the probability to have
-stopped exceeds q.
+head. The sampling distribution q is half p, half the prior, where the token's row does not end before: not
+all rows of a batch run all iterations (`thinking_rows`), and q takes that into account. The divergence from
+the prior (PonderNet's, decision by decision) is added to the gradient. Outside training a token stops when
+the probability to have stopped exceeds q.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .auxiliary import attach_loss
-from .halting import Prior, bernoulli_kl, conditional_stops, prior_probabilities
+from .halting import Prior, bernoulli_kl, conditional_stops, prior_probabilities, thinking_rows
 from .randomness import hashed_uniform
 
 Halting = Literal["learned", "fixed", "random", "change"]
@@ -72,6 +73,17 @@ class LatentSettings:
             )
         prior_probabilities(self.prior, self.iterations, self.prior_rate)  # raises for what it cannot be
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is a decision, and a head that takes it."""
+        return self.halting == "learned" and self.iterations > 1
+
+    def training_rows(self, batch_size: int) -> list[int]:
+        """How many rows run each iteration in training: a row's place, never its content, decides."""
+        if not self.learns:
+            return [batch_size] * self.iterations
+        return thinking_rows(self.prior, self.iterations, batch_size, self.prior_rate)
+
 
 @dataclass(frozen=True)
 class Thought:
@@ -115,7 +127,7 @@ class LatentReasoning(nn.Module):
         self.prior_stops: list[float] = conditional_stops(prior).tolist()
         self.steps = nn.Parameter(torch.empty(settings.iterations, hidden_size))
         self.inject = nn.Parameter(torch.empty(hidden_size))
-        if self.learns:
+        if settings.learns:
             self.halt_weight = nn.Parameter(torch.empty(hidden_size))
             self.halt_bias = nn.Parameter(torch.empty(settings.iterations - 1))
         self.register_buffer("passes", torch.zeros((), dtype=torch.long))
@@ -128,11 +140,6 @@ class LatentReasoning(nn.Module):
         """The initial weights, the block's aside: no iteration differs from another, nothing is counted."""
         for tensor in (*self.parameters(recurse=False), *self.buffers(recurse=False)):
             nn.init.zeros_(tensor)
-
-    @property
-    def learns(self) -> bool:
-        """Whether there is a decision, and a head that takes it."""
-        return self.settings.halting == "learned" and self.settings.iterations > 1
 
     def commit(self) -> None:
         """Between two training passes: the next random numbers."""
@@ -163,16 +170,18 @@ class LatentReasoning(nn.Module):
             if number and run.all_stopped():
                 run.fill(number)
                 break
+            state = run.narrow(number, state)
             proposed, run.last = self.block(
-                state + self.inject * hidden_BTD + self.steps[number],
+                state + self.inject * hidden_BTD[: len(state)] + self.steps[number],
                 earlier=run.last,
                 active_BT=run.active_BT,
                 store=None if store is None else partial(store, number),
-                **kwargs,
+                **{name: _of_rows(value, len(state)) for name, value in kwargs.items()},
             )
             state = run.advance(number, state, proposed)
             if run.exits is not None:
                 run.exits.append(state)
+        state = run.widen(state)
         if self.counting:
             present = torch.ones_like(run.taken_BT) if present_BT is None else present_BT.long()
             self.figures += torch.stack([present.sum(), (run.taken_BT * present).sum()])
@@ -188,6 +197,13 @@ class LatentReasoning(nn.Module):
         state_BTD = F.rms_norm(state_BTD.float(), state_BTD.shape[-1:])
         said_BT = (state_BTD * self.halt_weight.float()).sum(-1) + self.halt_bias[number].float()
         return said_BT + math.log(prior / (1 - prior))
+
+
+def _of_rows(value: Any, num_rows: int) -> Any:
+    """A block's argument for the first rows; what has one row counts for every one."""
+    if isinstance(value, tuple):
+        return tuple(_of_rows(each, num_rows) for each in value)
+    return value[:num_rows] if isinstance(value, Tensor) and len(value) > num_rows else value
 
 
 def keep_stopped(own: KeyValues, earlier: KeyValues | None, active_BT: Tensor) -> KeyValues:
@@ -220,8 +236,40 @@ class _Run:
         self.last: KeyValues | None = None
         ones = torch.ones(shape, dtype=torch.float32, device=device)
         self.reached_p_BT, self.reached_q_BT = ones, ones  # the chance to get here under p, and as sampled
-        self.weights_BT: Tensor | None = ones if self.training and latent.learns else None
+        self.weights_BT: Tensor | None = ones if self.training and latent.settings.learns else None
         self.divergence_BT: Tensor | None = None
+        self.rows: list[int] | None = self.settings.training_rows(len(hidden_BTD)) if self.training else None
+        self.ended: list[tuple[Tensor | None, ...]] = []
+
+    def narrow(self, number: int, state_BTD: Tensor) -> Tensor:
+        """Leave aside the rows that do not run iteration `number`."""
+        if self.rows is None or (count := self.rows[number]) == len(state_BTD):
+            return state_BTD
+        kept = (state_BTD, self.taken_BT, self.weights_BT, self.divergence_BT)
+        self.ended.append(tuple(None if each is None else each[count:] for each in kept))
+        self.active_BT, self.taken_BT = self.active_BT[:count], self.taken_BT[:count]
+        self.reached_p_BT, self.reached_q_BT = self.reached_p_BT[:count], self.reached_q_BT[:count]
+        self.places_BT = self.places_BT[:count]
+        if self.weights_BT is not None:
+            self.weights_BT = self.weights_BT[:count]
+        if self.divergence_BT is not None:
+            self.divergence_BT = self.divergence_BT[:count]
+        if self.last is not None:
+            self.last = (self.last[0][:count], self.last[1][:count])
+        return state_BTD[:count]
+
+    def widen(self, state_BTD: Tensor) -> Tensor:
+        """All rows again, in their order."""
+        for state, taken, weights, divergence in reversed(self.ended):
+            assert state is not None
+            assert taken is not None
+            state_BTD, self.taken_BT = torch.cat([state_BTD, state]), torch.cat([self.taken_BT, taken])
+            if weights is not None and self.weights_BT is not None:
+                self.weights_BT = torch.cat([self.weights_BT, weights])
+            if divergence is not None and self.divergence_BT is not None:
+                self.divergence_BT = torch.cat([self.divergence_BT, divergence])
+        self.ended.clear()
+        return state_BTD
 
     def all_stopped(self) -> bool:
         """Whether nothing is left to do; asked outside training and compiled code: it waits for a device."""
@@ -254,7 +302,7 @@ class _Run:
         if settings.halting == "change" and not self.training:
             moved = (state_BTD - before_BTD).float().norm(dim=-1)
             return moved < settings.change_threshold * before_BTD.float().norm(dim=-1)
-        if not self.latent.learns:  # random, and `change` in training: exits drawn from the prior
+        if not settings.learns:  # random, and `change` in training: exits drawn from the prior
             count = self.latent.passes if self.training else None
             return hashed_uniform(self.places_BT, _SALT + number, count) < prior
         logit_BT = self.latent.stop_logit(number, state_BTD)
@@ -270,22 +318,27 @@ class _Run:
         """An exit drawn from q = (p + prior) / 2, its weight p / q, the decision's share of the divergence.
 
         q as a mixture: having come here under it, it is p's path with probability reached_p / (2 reached_q).
+        Then the rows: `here` and `following` are the shares of them that run this iteration and the next one.
         """
+        assert self.rows is not None
+        here, following = self.rows[number] / self.rows[0], self.rows[number + 1] / self.rows[0]
         with torch.no_grad():
             reached_prior = 2 * self.reached_q_BT - self.reached_p_BT.detach()
             stop_mass = self.reached_p_BT.detach() * stop_p_BT.detach() + reached_prior * prior
-            stop_q_BT = stop_mass / (2 * self.reached_q_BT)
+            go_q_BT = 1 - stop_mass / (2 * self.reached_q_BT)
             drawn = hashed_uniform(self.places_BT, _SALT + number, self.latent.passes)
-            stops_BT = drawn < stop_q_BT
-        share = (self.reached_p_BT / self.reached_q_BT) * bernoulli_kl(logit_BT, prior)
+            row_B = torch.arange(len(drawn), device=drawn.device)
+            stops_BT = (drawn >= go_q_BT) | (row_B >= self.rows[number + 1])[:, None]
+        share = self.reached_p_BT / (self.reached_q_BT * here) * bernoulli_kl(logit_BT, prior)
         share = share * self.active_BT
         self.divergence_BT = share if self.divergence_BT is None else self.divergence_BT + share
         stopping, going = self.active_BT & stops_BT, self.active_BT & ~stops_BT
-        p_stop, q_stop = self.reached_p_BT * stop_p_BT, self.reached_q_BT * stop_q_BT
-        p_go, q_go = self.reached_p_BT * (1 - stop_p_BT), self.reached_q_BT * (1 - stop_q_BT)
+        p_stop, p_go = self.reached_p_BT * stop_p_BT, self.reached_p_BT * (1 - stop_p_BT)
+        q_stop, q_go = self.reached_q_BT * (here - go_q_BT * following), self.reached_q_BT * go_q_BT
         assert self.weights_BT is not None
         self.weights_BT = torch.where(stopping, p_stop / q_stop, self.weights_BT)
-        self.weights_BT = torch.where(going, p_go / q_go, self.weights_BT)  # final if nothing stops it later
+        # Final if nothing stops it later.
+        self.weights_BT = torch.where(going, p_go / (q_go * following), self.weights_BT)
         self.reached_p_BT = torch.where(going, p_go, self.reached_p_BT)
         self.reached_q_BT = torch.where(going, q_go, self.reached_q_BT)
         return stops_BT

@@ -97,7 +97,7 @@ def train_halting_head(
         If the model has no halting head.
     """
     latent = model.model.latent
-    if latent is None or not latent.learns:
+    if latent is None or not latent.settings.learns:
         raise ValueError(
             "the model has no halting head: build it with halting='learned' and 2 iterations or more"
         )

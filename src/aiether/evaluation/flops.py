@@ -24,8 +24,10 @@ from aiether.evaluation._forward import Forward, evaluating
 _BACKWARD_AND_FORWARD = 3
 
 
-def flops_per_token(config: PreTrainedConfig, context_length: int) -> int:
+def flops_per_token(config: PreTrainedConfig, context_length: int, batch_size: int = 1) -> int:
     """Forward and backward FLOPs of one token in a window of `context_length`, in closed form.
+
+    `batch_size`: windows of one forward pass, over which some models spread their work unevenly.
 
     Raises ValueError for a `model_type` without a closed form.
     """
@@ -35,10 +37,12 @@ def flops_per_token(config: PreTrainedConfig, context_length: int) -> int:
             f"no closed form for the FLOPs of model_type {config.model_type!r}; known are "
             f"{', '.join(sorted(_FORWARD))}; measure them with measure_flops_per_token(model, context_length)"
         )
-    return int(_BACKWARD_AND_FORWARD * forward(config, context_length))  # rounded down, as a count is
+    return int(
+        _BACKWARD_AND_FORWARD * forward(config, context_length, batch_size)
+    )  # rounded down, as a count is
 
 
-def _gpt2_forward(config: PreTrainedConfig, context_length: int) -> int:
+def _gpt2_forward(config: PreTrainedConfig, context_length: int, _batch_size: int) -> int:
     """Q, K, V and the output projection are 4 d² weights, the MLP 2 d n_inner."""
     d = config.n_embd
     n_inner = 4 * d if config.n_inner is None else config.n_inner
@@ -46,7 +50,7 @@ def _gpt2_forward(config: PreTrainedConfig, context_length: int) -> int:
     return config.n_layer * block + 2 * d * config.vocab_size
 
 
-def _llama_forward(config: PreTrainedConfig, context_length: int) -> int:
+def _llama_forward(config: PreTrainedConfig, context_length: int, _batch_size: int) -> int:
     """Grouped queries save projections of keys and values, not attention; the MLP has three matrices."""
     d = config.hidden_size
     head_dim = getattr(config, "head_dim", None) or d // config.num_attention_heads
@@ -57,10 +61,11 @@ def _llama_forward(config: PreTrainedConfig, context_length: int) -> int:
     return config.num_hidden_layers * block + 2 * d * config.vocab_size
 
 
-def _lahr_forward(config: Any, context_length: int) -> Fraction:
-    """What training executes: routed layers on their slots, every latent iteration, the memory's projections.
+def _lahr_forward(config: Any, context_length: int, batch_size: int) -> Fraction:
+    """What training executes: routed layers on their slots, a latent iteration on its rows, the memory.
 
-    Routers, halting heads and the memory's table take no matrix product.
+    Routers and halting heads take no matrix product, nor does the memory's table where its slots are read one
+    by one; compiled for CUDA a small table is multiplied whole, which is not counted.
     """
     d, heads = config.hidden_size, config.num_attention_heads * config.head_dim
     weights = 2 * (4 * d * heads + 3 * d * config.intermediate_size)
@@ -70,38 +75,38 @@ def _lahr_forward(config: Any, context_length: int) -> Fraction:
     num_routed = sum(config.is_routed(layer) for layer in range(config.num_hidden_layers))
     total = (config.num_hidden_layers - num_routed) * dense + num_routed * routed
     if (latent := config.latent_settings()) is not None:
-        total += latent.iterations * dense
+        total += Fraction(sum(latent.training_rows(batch_size)), batch_size) * dense
     if (memory := config.memory_settings()) is not None:
         queries = memory.heads * 2 * memory.key_size
         total += 2 * (d * queries + 2 * d * d + queries * memory.keys)
     return total + 2 * d * config.vocab_size
 
 
-_FORWARD: dict[str, Callable[[Any, int], int | Fraction]] = {
+_FORWARD: dict[str, Callable[[Any, int, int], int | Fraction]] = {
     "gpt2": _gpt2_forward,
     "llama": _llama_forward,
     "lahr": _lahr_forward,
 }
 
 
-def measure_flops_per_token(model: PreTrainedModel, context_length: int) -> int:
+def measure_flops_per_token(model: PreTrainedModel, context_length: int, batch_size: int = 1) -> int:
     """The same number for any causal language model, counted operation by operation.
 
-    A copy without weights (meta device) runs one forward and backward pass with eager attention, whose
-    products torch's counter sees; with `sdpa` on a CPU it misses attention altogether. The model itself
-    is not touched.
+    A copy without weights (meta device) runs one forward and backward pass over `batch_size` windows with
+    eager attention, whose products torch's counter sees; with `sdpa` on a CPU it misses attention altogether.
+    The model itself is not touched.
     """
     config = copy.deepcopy(model.config)
     config._attn_implementation = "eager"
     with torch.device("meta"):
         twin: Any = type(model)(config)
         twin.loss_type = model.loss_type  # where the class's name does not say it, transformers would warn
-        ids = torch.zeros(1, context_length, dtype=torch.long)
+        ids = torch.zeros(batch_size, context_length, dtype=torch.long)
         mask = torch.ones_like(ids)  # without one, transformers reads the positions' values: none on meta
     counter = FlopCounterMode(display=False)
     with counter:
         twin(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
-    return counter.get_total_flops() // context_length
+    return counter.get_total_flops() // ids.numel()
 
 
 def count_forward_flops(model: nn.Module, input_ids: Tensor) -> int:

@@ -203,11 +203,11 @@ def step_flops(
         config = with_settings(config, grow_config(config.to_dict(), plan, controller.family))
     tokens = work.batch_size * work.accumulation * work.context_length
     try:
-        return tokens * flops_per_token(config, work.context_length)
+        return tokens * flops_per_token(config, work.context_length, work.batch_size)
     except ValueError:  # no closed form: counted on a twin without weights
         with without_weights():
             twin = type(model)(config)
-        return tokens * measure_flops_per_token(twin, work.context_length)
+        return tokens * measure_flops_per_token(twin, work.context_length, work.batch_size)
 
 
 def probe_event(

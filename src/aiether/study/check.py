@@ -131,16 +131,16 @@ def shapes(config: TrainConfig, vocab_size: int) -> tuple[Shape, ...]:
 
 def _shape(config: TrainConfig, depth: int, vocab_size: int) -> Shape:
     settings = model_settings(config, depth, vocab_size, None)
-    return _counted(config.arch, tuple(settings.items()))
+    return _counted(config.arch, tuple(settings.items()), config.batch_size)
 
 
 @cache  # many conditions share a shape, and counting runs the model, if without numbers
-def _counted(arch: Architecture, settings: tuple[tuple[str, Any], ...]) -> Shape:
+def _counted(arch: Architecture, settings: tuple[tuple[str, Any], ...], batch_size: int) -> Shape:
     given = dict(settings)
     with without_weights():
         model = undrawn_model(arch, **given)
-    cost = flops_per_token(model.config, given["context_length"])
-    counted = measure_flops_per_token(model, given["context_length"])
+    cost = flops_per_token(model.config, given["context_length"], batch_size)
+    counted = measure_flops_per_token(model, given["context_length"], batch_size)
     assert cost == counted, f"closed form {cost}, counted {counted} FLOPs a token in {given}"
     names = tuple(name for name, _ in model.named_parameters())
     return Shape(given["n_layer"], parameters_of(model), cost, names)

@@ -79,6 +79,7 @@ def _study(spec: StudySpec, command: str) -> Row:
         "baseline": spec.baseline,
         "baselines": list(spec.baselines()),
         "metric": spec.metric,
+        "judged": spec.judged,
         "test": spec.test,
         "alpha": spec.alpha,
         "budget": {"unit": spec.budget_unit, "amount": spec.budget},
@@ -173,7 +174,7 @@ def cell_entry(
     if cell in failures:
         return row | {"status": "failed", "reason": failures[cell]}
     folder = study_dir / cell.folder
-    last = _last_evaluation(folder)
+    last = deciding_evaluation(spec, folder)
     if last is None or not (folder / "result.json").is_file():
         return row
     growths = [event for event in read_rows(folder / "events.jsonl") if event["event"] == "growth"]
@@ -223,8 +224,11 @@ def _timings(folder: Path, last: Row, bf16: bool) -> Row:
     }
 
 
-def _last_evaluation(folder: Path) -> Row | None:
+def deciding_evaluation(spec: StudySpec, folder: Path) -> Row | None:
+    """The evaluation by which a run is judged; None before the first one."""
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row["kind"] == "eval"]
+    if spec.judged == "best" and rows:
+        return min(rows, key=lambda row: row[spec.metric])
     return rows[-1] if rows else None
 
 
@@ -418,7 +422,7 @@ def tuning_entries(spec: StudySpec, study_dir: Path, chosen: Mapping[str, float]
 
 def metric_of(spec: StudySpec, study_dir: Path, cell: Cell) -> float | None:
     """The primary metric of a finished run; None for another."""
-    last = _last_evaluation(study_dir / cell.folder)
+    last = deciding_evaluation(spec, study_dir / cell.folder)
     done = last is not None and (study_dir / cell.folder / "result.json").is_file()
     return last[spec.metric] if last is not None and done else None
 

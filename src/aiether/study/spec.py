@@ -15,6 +15,7 @@ from aiether.training.settings_file import read_settings_file
 
 BudgetUnit = Literal["steps", "tokens", "flops", "seconds"]
 Metric = Literal["eval_loss", "bits_per_byte"]
+Judged = Literal["last", "best"]
 Test = Literal["t", "sign_flip"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
 
@@ -91,6 +92,8 @@ class StudySpec:
     lengths: multiples of the budget at which a baseline is run, each on a schedule of its own.
     eval_windows: validation windows of every evaluation, the same ones for all arms.
     metric, test, alpha: the primary metric (lower is better), the test that decides and its level.
+    judged: by which of its evaluations a run is judged: the last one, or the best (early stopping; what it
+        spent is what it had spent by then).
     comparisons: what is tested, with Holm's correction over all; None: each condition against the baseline.
     tuning: learning rates tried for every condition before the seeds run.
     keep_models: keep final models and checkpoints of finished cells.
@@ -110,6 +113,7 @@ class StudySpec:
     lengths: tuple[float, ...] = (1.0,)
     eval_windows: int = 64
     metric: Metric = "eval_loss"
+    judged: Judged = "last"
     test: Test = "t"
     alpha: float = 0.05
     comparisons: tuple[Comparison, ...] | None = None
@@ -307,6 +311,7 @@ _SIMPLE = (
     "lengths",
     "eval_windows",
     "metric",
+    "judged",
     "test",
     "alpha",
     "keep_models",

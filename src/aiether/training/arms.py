@@ -108,7 +108,8 @@ def flops_per_step(config: TrainConfig, data: PackedData, depth: int) -> int:
     """Training FLOPs of one optimizer step of a model of `depth` layers, head and attention included."""
     settings = model_settings(config, depth, data.vocab_size, data.eos_token_id)
     model = model_config(config.arch, **settings)
-    return flops_per_token(model, config.context_length) * tokens_per_step(config)
+    per_token = flops_per_token(model, config.context_length, config.batch_size)
+    return per_token * tokens_per_step(config)
 
 
 def check_final_depth(config: TrainConfig, data: PackedData, device: torch.device) -> None:
@@ -153,6 +154,7 @@ def run_arm(
     recorder = Recorder(
         arm_dir,
         context_length=config.context_length,
+        batch_size=config.batch_size,
         tokens_per_step=tokens_per_step(config),
         total_steps=length.steps,
         bytes_per_token=data.bytes_per_token,

@@ -104,6 +104,7 @@ class Recorder(RunObserver):
         run_dir: Path,
         *,
         context_length: int,
+        batch_size: int,
         tokens_per_step: int,
         total_steps: int,
         bytes_per_token: float | None,
@@ -113,6 +114,7 @@ class Recorder(RunObserver):
     ) -> None:
         self.config = config  # what the run is trained under: every checkpoint tells
         self.run_dir, self.context_length, self.tokens_per_step = run_dir, context_length, tokens_per_step
+        self.batch_size = batch_size
         self.bytes_per_token, self.total_steps, self.emit = bytes_per_token, total_steps, emit
         self.layers = LayerStateManager(run_dir / "layers")
         self.metrics, self.events = JsonLines(run_dir / "metrics.jsonl"), JsonLines(run_dir / "events.jsonl")
@@ -126,7 +128,8 @@ class Recorder(RunObserver):
 
     def on_stage(self, *, stage: int, step: int, model: PreTrainedModel, lineage: Lineage) -> None:
         self.step = step
-        self.flops_per_step = flops_per_token(model.config, self.context_length) * self.tokens_per_step
+        per_token = flops_per_token(model.config, self.context_length, self.batch_size)
+        self.flops_per_step = per_token * self.tokens_per_step
         self._lineage = lineage
         self._write_lineage()
         self._save_layers(step, model, lineage)

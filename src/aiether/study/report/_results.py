@@ -152,6 +152,7 @@ class Study:
     preset: str
     baselines: tuple[str, ...]  # the conditions that others are held against, the first by default
     metric: str
+    judged: str
     budget: Mapping[str, Any]
     seeds: tuple[int, ...]
     lengths: tuple[float, ...]
@@ -226,6 +227,7 @@ def parse_results(results: Any) -> Study:
         preset=study.text("preset", ""),
         baselines=_baselines(study),
         metric=study.text("metric", "eval_loss"),
+        judged=study.text("judged", "last"),
         budget=study.mapping("budget"),
         seeds=study.whole_numbers("seeds"),
         lengths=study.numbers("lengths"),

@@ -20,7 +20,8 @@ TESTS = {"t": "the paired t test", "sign_flip": "the exact sign-flip test"}
 
 
 def metric_words(study: Study) -> str:
-    return METRICS.get(study.metric, study.metric)
+    words = METRICS.get(study.metric, study.metric)
+    return f"{words}, each run's lowest (early stopping)" if study.judged == "best" else words
 
 
 def short_metric(study: Study) -> str:
