@@ -119,11 +119,14 @@ def test_sampled_exits_estimate_the_expectation_over_all_exits(prior: str) -> No
     shares = [rows / samples for rows in latent.settings.training_rows(samples)]
     assert weights.max() <= 2 / shares[-1] + 1e-5, "half of the draws are p's own"
     mixed = (exits + prior_probabilities(prior, ITERATIONS, 0.3)) / 2  # type: ignore[arg-type]
+    reached = torch.ones(())
     for n in range(ITERATIONS):
         drawn = (taken == n + 1).double()
         assert (drawn * weights[:, 0]).mean().item() == pytest.approx(exits[n].item(), abs=0.012)
-        following = shares[n + 1] if n + 1 < ITERATIONS else 0.0
-        expected = following * mixed[n] + (shares[n] - following) * mixed[n:].sum()
+        go_on = mixed[n + 1 :].sum() / mixed[n:].sum()
+        if n + 1 < ITERATIONS:
+            go_on = go_on.clamp_max(shares[n + 1] / shares[n])
+        expected, reached = reached * (1 - go_on), reached * go_on
         assert drawn.mean().item() == pytest.approx(expected.item(), abs=0.012)
         if drawn.any():
             assert torch.allclose(thought.hidden_BTD[taken == n + 1][:, 0], states[n])

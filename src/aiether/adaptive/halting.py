@@ -44,9 +44,10 @@ def exit_probabilities(stops_N: Tensor) -> Tensor:
 def thinking_rows(prior: Prior, num_iterations: int, batch_size: int, rate: float = 0.2) -> list[int]:
     """How many rows of a training batch run each iteration: the first so many, all of them the first one.
 
-    Few tokens get far where exits are sampled, and what is computed beyond a token's exit is lost. So a share
-    of the rows ends early: the square root of the prior's share that gets to an iteration goes on to it. The
-    root, since a token that would have gone further counts for less where its row ends.
+    Few tokens get far where exits are sampled, and what is computed beyond a token's exit is lost. So some
+    rows end early: the square root of the prior's share of tokens that get to an iteration is the share of
+    rows. The root leaves each row tokens of different exits, as there are outside training, and room for a
+    model that thinks longer than the prior.
     """
     prior_N = prior_probabilities(prior, num_iterations, rate).double()
     reached_N = 1 - torch.cat([prior_N.new_zeros(1), prior_N.cumsum(-1)[:-1]])

@@ -6,8 +6,8 @@ it was at its last. So a thought sees the whole context up to its token, and nev
 
 Training samples one exit for each token, so that the output head is computed once, and weighs its loss with
 p_n / q_n: the mean is the expected loss over the halting distribution p, whose gradient reaches the halting
-head. The sampling distribution q is half p, half the prior, where the token's row does not end before: not
-all rows of a batch run all iterations (`thinking_rows`), and q takes that into account. The divergence from
+head. The sampling distribution q is half p, half the prior. Not all rows of a batch run all iterations
+(`thinking_rows`): what would be computed for tokens that have stopped is mostly saved. The divergence from
 the prior (PonderNet's, decision by decision) is added to the gradient. Outside training a token stops when
 the probability to have stopped exceeds q.
 """
@@ -235,7 +235,8 @@ class _Run:
         self.training = latent.training and self.settings.halting != "fixed" and not all_exits
         self.last: KeyValues | None = None
         ones = torch.ones(shape, dtype=torch.float32, device=device)
-        self.reached_p_BT, self.reached_q_BT = ones, ones  # the chance to get here under p, and as sampled
+        # The chance to get here under p, as sampled, and under half p and half the prior.
+        self.reached_p_BT, self.reached_q_BT, self.reached_mixed_BT = ones, ones, ones
         self.weights_BT: Tensor | None = ones if self.training and latent.settings.learns else None
         self.divergence_BT: Tensor | None = None
         self.rows: list[int] | None = self.settings.training_rows(len(hidden_BTD)) if self.training else None
@@ -249,6 +250,7 @@ class _Run:
         self.ended.append(tuple(None if each is None else each[count:] for each in kept))
         self.active_BT, self.taken_BT = self.active_BT[:count], self.taken_BT[:count]
         self.reached_p_BT, self.reached_q_BT = self.reached_p_BT[:count], self.reached_q_BT[:count]
+        self.reached_mixed_BT = self.reached_mixed_BT[:count]
         self.places_BT = self.places_BT[:count]
         if self.weights_BT is not None:
             self.weights_BT = self.weights_BT[:count]
@@ -315,32 +317,34 @@ class _Run:
         return self._sampled(number, logit_BT, stop_p_BT, prior)
 
     def _sampled(self, number: int, logit_BT: Tensor, stop_p_BT: Tensor, prior: float) -> Tensor:
-        """An exit drawn from q = (p + prior) / 2, its weight p / q, the decision's share of the divergence.
+        """An exit drawn from q, about (p + prior) / 2; its weight p / q; its share of the divergence.
 
-        q as a mixture: having come here under it, it is p's path with probability reached_p / (2 reached_q).
-        Then the rows: `here` and `following` are the shares of them that run this iteration and the next one.
+        The mixture: having come here under it, it is p's path with probability reached_p / (2 reached_mixed).
+        q goes on as often as the mixture, or as the rows do where these are fewer; since some rows end, the
+        tokens of the others go on more often, so that over all rows it is q.
         """
         assert self.rows is not None
-        here, following = self.rows[number] / self.rows[0], self.rows[number + 1] / self.rows[0]
+        going_rows = self.rows[number + 1] / self.rows[number]
         with torch.no_grad():
-            reached_prior = 2 * self.reached_q_BT - self.reached_p_BT.detach()
+            reached_prior = 2 * self.reached_mixed_BT - self.reached_p_BT.detach()
             stop_mass = self.reached_p_BT.detach() * stop_p_BT.detach() + reached_prior * prior
-            go_q_BT = 1 - stop_mass / (2 * self.reached_q_BT)
+            go_mixed_BT = 1 - stop_mass / (2 * self.reached_mixed_BT)
+            go_q_BT = go_mixed_BT.clamp_max(going_rows)
             drawn = hashed_uniform(self.places_BT, _SALT + number, self.latent.passes)
             row_B = torch.arange(len(drawn), device=drawn.device)
-            stops_BT = (drawn >= go_q_BT) | (row_B >= self.rows[number + 1])[:, None]
-        share = self.reached_p_BT / (self.reached_q_BT * here) * bernoulli_kl(logit_BT, prior)
+            stops_BT = (drawn * going_rows >= go_q_BT) | (row_B >= self.rows[number + 1])[:, None]
+        share = (self.reached_p_BT / self.reached_q_BT) * bernoulli_kl(logit_BT, prior)
         share = share * self.active_BT
         self.divergence_BT = share if self.divergence_BT is None else self.divergence_BT + share
         stopping, going = self.active_BT & stops_BT, self.active_BT & ~stops_BT
         p_stop, p_go = self.reached_p_BT * stop_p_BT, self.reached_p_BT * (1 - stop_p_BT)
-        q_stop, q_go = self.reached_q_BT * (here - go_q_BT * following), self.reached_q_BT * go_q_BT
+        q_stop, q_go = self.reached_q_BT * (1 - go_q_BT), self.reached_q_BT * go_q_BT
         assert self.weights_BT is not None
         self.weights_BT = torch.where(stopping, p_stop / q_stop, self.weights_BT)
-        # Final if nothing stops it later.
-        self.weights_BT = torch.where(going, p_go / (q_go * following), self.weights_BT)
+        self.weights_BT = torch.where(going, p_go / q_go, self.weights_BT)  # final if nothing stops it later
         self.reached_p_BT = torch.where(going, p_go, self.reached_p_BT)
         self.reached_q_BT = torch.where(going, q_go, self.reached_q_BT)
+        self.reached_mixed_BT = torch.where(going, self.reached_mixed_BT * go_mixed_BT, self.reached_mixed_BT)
         return stops_BT
 
     def carry(self, state_BTD: Tensor) -> Tensor:
