@@ -3,11 +3,13 @@
     python benchmarks/adaptive_speed.py --device cuda        # one GPU, about 5 minutes
     python benchmarks/adaptive_speed.py --device cpu         # two cores, smaller, about 10 minutes
 
-The baseline is transformers' own Llama. All arms of a shape are in memory at once and take turns; a figure is
-the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with blocks and the
-output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does. Prefill and
-generation run without compiling, in bfloat16 on CUDA. FLOPs are those of the closed form that the tests
-compare with a count.
+The dense model is transformers' own Llama; `baseline` is LAHR without any part: the same model, with the norm
+that LAHR takes where no gradient is needed. All arms of a shape are in memory at once and take turns; a figure
+is the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with blocks and
+the output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does. Prefill and
+generation run without compiling, in bfloat16 on CUDA, with thresholds calibrated on random tokens; rows have
+different prompts and draw their tokens. Decoding is generating without its first token. FLOPs are those of
+the closed form that the tests compare with a count.
 Writes benchmarks/results/adaptive_speed_DEVICE.json, after every shape.
 """
 
@@ -24,7 +26,8 @@ from typing import Any
 import torch
 
 from _machine import about
-from aiether.adaptive import LahrSettings
+from aiether.adaptive import LahrSettings, Routing
+from aiether.adaptive.cache import CompactLayer
 from aiether.evaluation import flops_per_token
 from aiether.growth import family_of
 from aiether.integrations import causal_loss
@@ -48,6 +51,7 @@ SHAPES: dict[str, dict[str, dict[str, int]]] = {
 }
 ARMS: dict[str, dict[str, Any] | None] = {
     "dense": None,
+    "baseline": {"lahr_condition": "baseline"},
     "mod_only": {"lahr_condition": "mod_only"},
     "mod_only, threshold": {"lahr_condition": "mod_only", "lahr_router": "threshold"},
     "full": {"lahr_condition": "full"},
@@ -79,7 +83,10 @@ class Arm:
             **model_shape,
         )
         dtype = torch.bfloat16 if inference and device == "cuda" else torch.float32
-        self.model = model.to(device, dtype).train(not inference)
+        self.model = model.to(device)
+        if inference:
+            self.calibrate()
+        self.model.to(dtype).train(not inference)
         if device == "cuda" and not inference:
             compile_blocks(self.model, family_of(self.model), cuda_graphs=cuda_graphs)
         if not inference:
@@ -88,6 +95,17 @@ class Arm:
         size = (shape["batch_size"], shape["context_length"])
         self.ids = torch.randint(shape["vocab_size"], size, generator=generator).to(device)
         self.tokens = self.ids.numel()
+
+    def calibrate(self) -> None:
+        """Let thresholds follow the scores of random tokens, as in training; no weight moves."""
+        vocabulary, length = self.shape["vocab_size"], self.shape["context_length"]
+        if any(isinstance(module, Routing) for module in self.model.modules()):
+            self.model.train()
+            for seed in range(9):  # each pass takes over what the one before found
+                generator = torch.Generator().manual_seed(seed)
+                self.model.base_model(
+                    input_ids=torch.randint(vocabulary, (1, length), generator=generator).to(self.device)
+                )
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
@@ -113,17 +131,36 @@ class Arm:
         self.model.base_model(input_ids=self.ids, use_cache=False)
 
     @torch.no_grad()
-    def decode(self, batch: int, new: int) -> None:
-        prompt = self.ids[:1, : self.ids.shape[1] // 2].expand(batch, -1)
-        self.model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
+    def generate(self, batch: int, prompt: int, new: int) -> Any:
+        """`new` tokens behind random prompts; returns the cache."""
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(self.shape["vocab_size"], (batch, prompt), generator=generator).to(self.device)
+        torch.manual_seed(0)
+        return self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
             max_new_tokens=new,
             min_new_tokens=new,
-            do_sample=False,
+            do_sample=True,
+            top_k=0,
             use_cache=True,
             pad_token_id=0,
-        )
+            return_dict_in_generate=True,
+        ).past_key_values
+
+    def share(self, batch: int, prompt: int, new: int) -> float | None:
+        """The share of the tokens that the routed layers process while decoding; None: there are none."""
+        used = [
+            sum(int(layer.used_B.sum()) for layer in routed)
+            for count in (1, new)
+            if (
+                routed := [
+                    e for e in self.generate(batch, prompt, count).layers if isinstance(e, CompactLayer)
+                ]
+            )
+        ]
+        routed = sum(isinstance(module, Routing) for module in self.model.modules())
+        return (used[1] - used[0]) / (batch * (new - 1) * routed) if used else None
 
 
 def seconds(work: Callable[[], None], device: str, times: int) -> float:
@@ -153,7 +190,14 @@ def in_turns(arms: dict[str, Arm], name: str, rounds: int, times: int, *given: i
 
 
 def measure(
-    shape: dict[str, int], device: str, *, rounds: int, times: int, batches: list[int], graphs: bool
+    shape: dict[str, int],
+    device: str,
+    *,
+    rounds: int,
+    times: int,
+    decoding: list[tuple[int, int]],
+    graphs: bool,
+    inference_only: bool,
 ) -> dict[str, Any]:
     """Everything about one shape."""
     context, head = shape["context_length"], 6 * shape["n_embd"] * shape["vocab_size"]
@@ -167,7 +211,7 @@ def measure(
             "flops_per_token": flops,
             "trunk_flops": flops - head,
         }
-    for label in ("train", "trunk"):
+    for label in () if inference_only else ("train", "trunk"):
         note(result, label, arms, in_turns(arms, label, rounds, times), next(iter(arms.values())).tokens)
     del arms
     if device == "cuda":
@@ -175,10 +219,18 @@ def measure(
     arms = {name: Arm(settings, shape, device, inference=True) for name, settings in ARMS.items()}
     tokens = next(iter(arms.values())).tokens
     note(result, "prefill", arms, in_turns(arms, "prefill", rounds, times), tokens)
-    for batch in batches:
-        new = 64 if device == "cuda" else 16
-        found = in_turns(arms, "decode", max(3, rounds // 2), 1, batch, new)
-        note(result, f"generate, batch {batch}", arms, found, batch * new)
+    new = 64 if device == "cuda" else 16
+    for batch, prompt in decoding:
+        label = f"batch {batch}, prompt {prompt}"
+        whole = in_turns(arms, "generate", max(3, rounds // 2), 1, batch, prompt, new)
+        first = in_turns(arms, "generate", max(3, rounds // 2), 1, batch, prompt, 1)
+        note(result, f"generate, {label}", arms, whole, batch * new)
+        behind = {
+            name: [max(a - b, 1e-9) for a, b in zip(whole[name], first[name], strict=True)] for name in arms
+        }
+        note(result, f"decode, {label}", arms, behind, batch * (new - 1))
+        for name, arm in arms.items():
+            result["arms"][name][f"decode, {label}"]["routed_share"] = arm.share(batch, prompt, new)
     dense = result["arms"]["dense"]
     for entry in result["arms"].values():
         entry["flops_ratio"] = dense["flops_per_token"] / entry["flops_per_token"]
@@ -209,7 +261,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--times", type=int, default=0, help="calls a round; 0: 10 on CUDA, 1 on a CPU")
-    parser.add_argument("--batches", type=int, nargs="*", default=[8, 64])
+    parser.add_argument(
+        "--decoding", nargs="*", help="BATCHxPROMPT; default on CUDA 8x256 64x256 256x256 64x1024 256x1024"
+    )
+    parser.add_argument("--inference_only", action="store_true")
     parser.add_argument("--shapes", type=int, default=9, help="how many of the shapes, in their order")
     parser.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--commit", help="where the tree is no git checkout")
@@ -218,6 +273,13 @@ def main() -> None:
     device, out = arguments.device, arguments.out or RESULTS / f"adaptive_speed_{arguments.device}.json"
     torch._dynamo.config.recompile_limit = 64  # arms and shapes share the classes
     times = arguments.times or (10 if device == "cuda" else 1)
+    default = (
+        ["8x256", "64x256", "256x256", "64x1024", "256x1024"] if device == "cuda" else ["8x256", "64x256"]
+    )
+    decoding = [
+        (int(batch), int(prompt))
+        for batch, prompt in (each.split("x") for each in arguments.decoding or default)
+    ]
     content = about(seeds=[0], commit=arguments.commit) | {"device": device, "shapes": {}}
     content["cuda_graphs"] = device == "cuda" and arguments.cuda_graphs
     if device == "cuda":
@@ -230,8 +292,9 @@ def main() -> None:
             device,
             rounds=arguments.rounds,
             times=times,
-            batches=arguments.batches,
+            decoding=decoding,
             graphs=arguments.cuda_graphs,
+            inference_only=arguments.inference_only,
         )
         out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

@@ -80,7 +80,7 @@ def test_all_tokens_through_open_gates_are_the_model_as_it_was(case: FamilyCase)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, Routing):
-                module._scores = lambda hidden: hidden.new_full(hidden.shape[:2], 99.0)  # type: ignore[method-assign]
+                module.scores = lambda hidden: hidden.new_full(hidden.shape[:2], 99.0)  # type: ignore[method-assign]
     assert torch.allclose(_logits(model, input_ids), _logits(plain, input_ids), atol=1e-5)
     assert torch.allclose(_in_pieces(model, input_ids), _logits(plain, input_ids), atol=1e-5)
     model.train()

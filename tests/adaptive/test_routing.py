@@ -214,10 +214,10 @@ def test_scores_are_float32_in_a_half_precision_pass() -> None:
     hidden = torch.randn(2, 64, WIDTH)
     exact = (hidden * mixture.routing.weight).sum(-1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.allclose(mixture.routing._scores(hidden), exact, atol=1e-5)
+        assert torch.allclose(mixture.routing.scores(hidden), exact, atol=1e-5)
         assert mixture(hidden).dtype == torch.float32
     half = mixture.to(torch.bfloat16)
-    assert half.routing._scores(hidden.bfloat16()).dtype == torch.float32
+    assert half.routing.scores(hidden.bfloat16()).dtype == torch.float32
     assert half(hidden.bfloat16()).dtype == torch.bfloat16
 
 

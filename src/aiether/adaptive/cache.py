@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from .ledger import Ledger, Turn
 from .selection import Budget, Slots
 
 _STEP = 16
@@ -17,8 +19,10 @@ _STEP = 16
 class CompactLayer(CacheLayerMixin):
     """Keys and values of the tokens that a routed layer processed; a skipped token writes nothing.
 
-    Rows hold different numbers of tokens, at the front of a common capacity. The capacity follows from the
-    number of tokens that were seen and the layer's budget, so that no length is read back from a device.
+    Rows hold different numbers of tokens, at the front of a common capacity. It is told what comes in one of
+    two ways: `expect`, whose capacity follows from the number of tokens that were seen and the layer's
+    budget, so that no length is read back from a device; or `take`, for one token of some of the rows, where
+    what the rows hold is counted on the host.
 
     Attributes
     ----------
@@ -26,6 +30,7 @@ class CompactLayer(CacheLayerMixin):
     used_B, present_B: int64, tokens that each row holds, and those that went by, padding aside.
     places_BC: int64, the place of the token in each slot, padding counted.
     seen: tokens that went by, padding included.
+    tuples: whether the decoder layer that fills it returns its hidden states in a tuple.
 
     Args:
         window: a token attends to those that are fewer places away; None: to all before it.
@@ -33,15 +38,51 @@ class CompactLayer(CacheLayerMixin):
 
     is_sliding = False
     is_croppable = True
-    used_B: Tensor
-    present_B: Tensor
-    places_BC: Tensor
 
     def __init__(self, budget: Budget, window: int | None = None) -> None:
         super().__init__()
         self.budget, self.window = budget, window
         self.seen = 0
+        self.tuples = False
         self._slots: Slots | None = None
+        self._turn: Turn | None = None
+        self._ledger: Ledger | None = None  # while there is one, it and not the three tensors is right
+        self._counts: tuple[Tensor, Tensor, Tensor]
+
+    @property
+    def used_B(self) -> Tensor:
+        return self._counted()[0]
+
+    @property
+    def present_B(self) -> Tensor:
+        return self._counted()[1]
+
+    @property
+    def places_BC(self) -> Tensor:
+        return self._counted()[2]
+
+    def _counted(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self._ledger is not None:
+            self._counts, self._ledger = self._ledger.tensors(self.device), None
+        return self._counts
+
+    def ledger(self, threshold: Tensor | None) -> Ledger:
+        """What the rows hold, and the layer's threshold: read from the device once, then kept on the host."""
+        if self._ledger is None:
+            self._ledger = Ledger.of(*self._counts, threshold)
+            assert self.keys is not None
+            assert self.values is not None
+            self.keys, self.values = self.keys.contiguous(), self.values.contiguous()
+        return self._ledger
+
+    def take(self, rows_A: np.ndarray, like: Tensor) -> Turn:
+        """Announce the token that the ledger has just counted in these rows; the next `update` brings it."""
+        assert self._ledger is not None
+        assert self.keys is not None
+        assert self.values is not None
+        turn = self._turn = self._ledger.turn(rows_A, self.keys.shape[1], self.window, like)
+        self.keys, self.values = (turn.made_room(held) for held in (self.keys, self.values))
+        return turn
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -58,24 +99,25 @@ class CompactLayer(CacheLayerMixin):
         """
         self._slots, self._first = slots, self.seen == 0
         if self._first:
-            self.used_B = torch.zeros_like(slots.count_B)
-            self.present_B, self.places_BC = self.used_B, slots.index_BK[:, :0]
+            zeros_B = torch.zeros_like(slots.count_B)
+            self._ledger, self._counts = None, (zeros_B, zeros_B, slots.index_BK[:, :0])
+        used_B, present_B, places_BC = self._counted()
         places_BK = self.seen + slots.index_BK
         self.seen += present_BT.shape[-1]
-        self.present_B = self.present_B + present_BT.sum(-1)
         self._capacity = -(-self.budget.after(self.seen) // _STEP) * _STEP
-        self._capacity = max(self._capacity, self.places_BC.shape[-1])
+        self._capacity = max(self._capacity, places_BC.shape[-1])
         rank_K = torch.arange(slots.index_BK.shape[-1], device=places_BK.device)
-        own_BK = self.used_B[:, None] + rank_K
+        own_BK = used_B[:, None] + rank_K
         # An empty slot writes into one column behind the last, which is cut off again.
         self._column_BK = torch.where(slots.filled_BK, own_BK, self._capacity)
-        self.places_BC = self._with(self.places_BC[:, None, :, None], places_BK[:, None, :, None])[:, 0, :, 0]
+        places_BC = self._with(places_BC[:, None, :, None], places_BK[:, None, :, None])[:, 0, :, 0]
+        self._counts = (used_B, present_B + present_BT.sum(-1), places_BC)
         if self._first:
             return None
         column_C = torch.arange(self._capacity, device=own_BK.device)
         allowed_BKC = column_C <= own_BK[..., None]
         if self.window is not None:
-            near_BKC = places_BK[..., None] - self.places_BC[:, None] < self.window
+            near_BKC = places_BK[..., None] - places_BC[:, None] < self.window
             allowed_BKC = allowed_BKC & (near_BKC | (column_C == own_BK[..., None]))
         return allowed_BKC[:, None]
 
@@ -83,12 +125,18 @@ class CompactLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write the filled slots behind what each row holds; returns what the slots attend to."""
-        assert self._slots is not None, "expect() comes first"
+        if self._turn is not None:
+            turn, self._turn = self._turn, None
+            assert self.keys is not None
+            assert self.values is not None
+            return turn.write(self.keys, key_states), turn.write(self.values, value_states)
+        assert self._slots is not None, "expect() or take() comes first"
         slots, self._slots = self._slots, None
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys, self.values = self._with(self.keys, key_states), self._with(self.values, value_states)
-        self.used_B = self.used_B + slots.count_B
+        used_B, present_B, places_BC = self._counts
+        self._counts = (used_B + slots.count_B, present_B, places_BC)
         return (key_states, value_states) if self._first else (self.keys, self.values)
 
     def _with(self, held_BHCX: Tensor | None, new_BHKX: Tensor) -> Tensor:
@@ -111,7 +159,7 @@ class CompactLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.keys = self.values = None
-        self.is_initialized, self.seen = False, 0
+        self.is_initialized, self.seen, self._ledger = False, 0, None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -123,14 +171,17 @@ class CompactLayer(CacheLayerMixin):
             assert self.values is not None
             indices = indices.to(self.keys.device)
             self.keys, self.values = self.keys[indices], self.values[indices]
-            self.places_BC, self.used_B = self.places_BC[indices], self.used_B[indices]
-            self.present_B = self.present_B[indices]
+            if self._ledger is not None:
+                self._ledger.select(indices.cpu().numpy())
+            else:
+                used_B, present_B, places_BC = self._counts
+                self._counts = (used_B[indices], present_B[indices], places_BC[indices])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Each row so many times."""
         if self.is_initialized:
-            rows = torch.arange(len(self.used_B), device=self.used_B.device)
-            self.batch_select_indices(rows.repeat_interleave(repeats))
+            assert self.keys is not None
+            self.batch_select_indices(torch.arange(len(self.keys)).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last tokens that were seen (their number, negative as in transformers)."""
@@ -138,10 +189,11 @@ class CompactLayer(CacheLayerMixin):
             return
         removed = abs(tokens_to_remove)
         self.seen -= removed
-        self.present_B = self.present_B - removed  # padding is on the left, never among the last
-        slot_C = torch.arange(self.places_BC.shape[-1], device=self.used_B.device)
-        kept_BC = (slot_C < self.used_B[:, None]) & (self.places_BC < self.seen)
-        self.used_B = kept_BC.sum(-1)
+        used_B, present_B, places_BC = self._counted()
+        slot_C = torch.arange(places_BC.shape[-1], device=used_B.device)
+        kept_BC = (slot_C < used_B[:, None]) & (places_BC < self.seen)
+        # Padding is on the left, never among the last.
+        self._counts = (kept_BC.sum(-1), present_B - removed, places_BC)
 
 
 class LatentLayer(CacheLayerMixin):
@@ -177,8 +229,7 @@ class LatentLayer(CacheLayerMixin):
         return -1
 
     def reset(self) -> None:
-        for layer in self.iterations:
-            layer.reset()
+        self.iterations = [DynamicLayer() for _ in self.iterations]  # whose own reset may keep its length
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

@@ -41,11 +41,22 @@ IGNORED = -100
 """The label that counts for nothing, as everywhere in torch and transformers."""
 
 
+class LahrRMSNorm(LlamaRMSNorm):
+    """Llama's norm; on a GPU one kernel instead of eight where no gradient is needed, as in generating."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(hidden_states)
+        return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
 class LahrDecoderLayer(LlamaDecoderLayer):
     """Llama's layer; a routed one runs on the tokens that its router chooses."""
 
     def __init__(self, config: LahrConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
+        self.input_layernorm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.config = config
         routed = config.is_routed(layer_idx)
         self.routing = Routing(config.hidden_size, config.routing_settings(), layer_idx) if routed else None
@@ -53,6 +64,7 @@ class LahrDecoderLayer(LlamaDecoderLayer):
     def forward(self, hidden_states: Tensor, token_mask: Tensor | None = None, **kwargs: Any) -> Tensor:  # type: ignore[override]
         if self.routing is None:
             return super().forward(hidden_states, **kwargs)
+        kwargs.pop("position_ids", None)  # which Llama's layer needs no more than its rotary tables
         return routed_forward(
             super().forward,
             self.routing,
@@ -72,8 +84,8 @@ class LatentBlock(GradientCheckpointingLayer):
         self.config = config
         self.self_attn = LlamaAttention(config, layer_idx=0)
         self.mlp = LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(
         self,
@@ -173,7 +185,7 @@ class LahrModel(LahrPreTrainedModel):
         self.latent = (
             None if latent is None else LatentReasoning(LatentBlock(config), config.hidden_size, latent)
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         self.post_init()

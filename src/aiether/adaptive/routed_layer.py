@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from .cache import CompactLayer, own_layer
+from .ledger import Turn
 from .masks import among_slots, present_tokens
 from .masks import attention_mask as mask_for
+from .one_token import is_one_token, pass_one
 from .routing import Routing
 from .selection import Slots, gather
 
@@ -48,36 +51,63 @@ def routed_forward(
     cache = None
     if past_key_values is not None:
         cache = own_layer(past_key_values, layer_idx, CompactLayer, routing.settings.budget, window)
-    tuples = False
+    layer = _Called(layer, cache_name, past_key_values, kwargs, num_tokens)
+    if cache is not None and is_one_token(routing, hidden_states, cache):
+
+        def run_rows(turn: Turn, chosen_A1D: Tensor) -> Tensor:
+            return layer(chosen_A1D, turn.mask_A11N, turn.of_rows)
+
+        output_B1D = pass_one(routing, hidden_states, present_BT, cache, run_rows)
+        return (output_B1D,) if cache.tuples else output_B1D
 
     def run(slots: Slots, chosen_BKD: Tensor, columns: Tensor | None) -> Tensor:
-        nonlocal tuples
-        given = {name: _of_slots(name, value, slots, num_tokens) for name, value in kwargs.items()}
         if columns is None and attention_mask is not None:
             columns = among_slots(attention_mask, slots)
-        given["attention_mask"] = mask_for(columns, chosen_BKD.shape[1], implementation, chosen_BKD)
-        output = layer(chosen_BKD, **{cache_name: past_key_values}, **given)
-        tuples = isinstance(output, tuple)
-        return output[0] if tuples else output
+        mask = mask_for(columns, chosen_BKD.shape[1], implementation, chosen_BKD)
+        return layer(chosen_BKD, mask, lambda value: gather(value, slots))
 
-    output_BTD = routing(layer, hidden_states, present_BT=present_BT, cache=cache, run=run)
-    return (output_BTD,) if tuples else output_BTD
+    output_BTD = routing(layer.forward, hidden_states, present_BT=present_BT, cache=cache, run=run)
+    if cache is not None:
+        cache.tuples = layer.tuples
+    return (output_BTD,) if layer.tuples else output_BTD
 
 
-def _of_slots(name: str, value: Any, slots: Slots, num_tokens: int) -> Any:
-    """A layer's argument for the chosen tokens: positions and rotary tables go with their tokens."""
-    if isinstance(value, tuple) and value and all(isinstance(each, Tensor) for each in value):
-        return tuple(_of_slots(name, each, slots, num_tokens) for each in value)
-    if not isinstance(value, Tensor):
-        return value
-    if name in ("position_ids", "position_embeddings") and value.ndim >= 2 and value.shape[1] == num_tokens:
-        return gather(value, slots)
-    if name == "cache_position":
-        return value[: slots.index_BK.shape[1]]
-    raise ValueError(
-        f"the layer takes a tensor {name!r} of shape {tuple(value.shape)}, and it is not known which of its "
-        "entries belong to a token: Mixture-of-Depths does not work on this architecture"
-    )
+class _Called:
+    """A layer's forward function with its cache and its other arguments, for some of the tokens."""
+
+    def __init__(
+        self, forward: Any, cache_name: str, cache: Cache | None, given: dict[str, Any], num_tokens: int
+    ) -> None:
+        self.forward, self.cache, self.given, self.num_tokens = (
+            forward,
+            {cache_name: cache},
+            given,
+            num_tokens,
+        )
+        self.tuples = False  # whether it returns its hidden states in one
+
+    def __call__(self, chosen: Tensor, mask: Tensor | None, pick: Callable[[Tensor], Tensor]) -> Tensor:
+        """Run it on the `chosen` tokens; `pick` finds their entries of a tensor that has one for each."""
+        given = {name: self._picked(name, value, pick, chosen.shape[1]) for name, value in self.given.items()}
+        output = self.forward(chosen, attention_mask=mask, **self.cache, **given)
+        self.tuples = isinstance(output, tuple)
+        return output[0] if self.tuples else output
+
+    def _picked(self, name: str, value: Any, pick: Callable[[Tensor], Tensor], count: int) -> Any:
+        """An argument for the chosen tokens: positions and rotary tables go with their tokens."""
+        if isinstance(value, tuple) and value and all(isinstance(each, Tensor) for each in value):
+            return tuple(self._picked(name, each, pick, count) for each in value)
+        if not isinstance(value, Tensor):
+            return value
+        positions = name in ("position_ids", "position_embeddings")
+        if positions and value.ndim >= 2 and value.shape[1] == self.num_tokens:
+            return pick(value)
+        if name == "cache_position":
+            return value[:count]
+        raise ValueError(
+            f"the layer takes a tensor {name!r} of shape {tuple(value.shape)}, and it is not known which of "
+            "its entries belong to a token: Mixture-of-Depths does not work on this architecture"
+        )
 
 
 class RoutedLayer(nn.Module):

@@ -145,7 +145,7 @@ class Routing(nn.Module):
         """
         if present_BT is None:
             present_BT = torch.ones(hidden_BTD.shape[:2], dtype=torch.bool, device=hidden_BTD.device)
-        scores_BT = self._scores(hidden_BTD)
+        scores_BT = self.scores(hidden_BTD)
         slots = self._choose(hidden_BTD, scores_BT, present_BT, cache)
         if self.chosen is not None:
             self.chosen.append(slots)
@@ -170,8 +170,8 @@ class Routing(nn.Module):
             if self.settings.router == "random":
                 self.passes.add_(1)
 
-    def _scores(self, hidden_BTD: Tensor) -> Tensor:
-        """float32, so that one path's rounding is not another path's decision."""
+    def scores(self, hidden_BTD: Tensor) -> Tensor:
+        """The router's, (B, T): float32, so that one path's rounding is not another path's decision."""
         if not self.settings.learned:
             return hidden_BTD.new_zeros(hidden_BTD.shape[:2], dtype=torch.float32)
         return (hidden_BTD.float() * self.weight.float()).sum(-1)
@@ -188,7 +188,7 @@ class Routing(nn.Module):
             if self.training and settings.router == "random":
                 scores_BT = hashed_uniform(places_BT, self.layer_idx, self.passes)
             if learning and settings.learned:
-                self._follow(self._causal_scores(hidden_BTD, scores_BT), present_BT)
+                self._follow(self.causal_scores(hidden_BTD, scores_BT), present_BT)
             if self.training and settings.router in ("topk", "random"):
                 slots = top_k(scores_BT, present_BT, settings.capacity)
                 if self.counting:
@@ -210,12 +210,19 @@ class Routing(nn.Module):
         if settings.capacity == 1:  # a threshold would still leave out the lowest scores
             return torch.ones_like(scores_BT, dtype=torch.bool)
         if settings.learned:
-            return self._causal_scores(hidden_BTD, scores_BT) > self.threshold
+            return self.causal_scores(hidden_BTD, scores_BT) > self.threshold
+        return self.wanted_by_place(places_BT)
+
+    def wanted_by_place(self, places_BT: Tensor) -> Tensor:
+        """What a control wants, bool (B, T), which a token's place decides alone."""
+        settings = self.settings
+        if settings.capacity == 1:
+            return torch.ones_like(places_BT, dtype=torch.bool)
         if settings.router == "random":
             return hashed_uniform(places_BT, self.layer_idx) < settings.capacity
         return settings.budget.at(places_BT) > settings.budget.at(places_BT - 1)
 
-    def _causal_scores(self, hidden_BTD: Tensor, scores_BT: Tensor) -> Tensor:
+    def causal_scores(self, hidden_BTD: Tensor, scores_BT: Tensor) -> Tensor:
         """What a token is judged by alone: its predicted chance to be among the k best, or its score.
 
         A predictor's own decision (its logit above 0) would skip nearly every token while it knows little,

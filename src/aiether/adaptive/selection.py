@@ -7,9 +7,13 @@ slots never lets a token see one of them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
+
+Positions = TypeVar("Positions", Tensor, np.ndarray)
 
 _UNIT = 10_000
 """Shares are counted in whole parts of so many: the same bound for one token at a time as for all at once."""
@@ -86,7 +90,7 @@ class Budget:
     rate: float
     burst: int
 
-    def at(self, positions: Tensor) -> Tensor:
+    def at(self, positions: Positions) -> Positions:
         """The bound at each position, int64, exact for any rate that has four decimals."""
         return ((positions + 1) * round(self.rate * _UNIT) + _UNIT - 1) // _UNIT + self.burst
 
