@@ -120,7 +120,7 @@ def hops_of(rows: Rows) -> Tensor:
 
 
 def reply(rows: Rows, left_out: Tensor) -> Tensor:
-    """What follows a question: `<skip n>`, the other steps, `###` and the answer; `###` alone if no step is left.
+    """What follows a question: `<skip n>`, the other steps, `###` and the answer; without steps no `<skip n>`.
 
     int64 (B, 1 + 3 * MOST_STEPS + 4), filled up behind.
     """
@@ -167,11 +167,15 @@ def reworded(rows: Rows, generator: torch.Generator) -> Rows:
     order = torch.where(edges[..., 0] == PAD, -1.0, order).argsort(-1)  # fillers stay in front
     swap = torch.rand(count, 1, generator=generator, device=device) < 0.5
     options = torch.where(swap, found["options"].flip(-1), found["options"])
-    return {"edges": edges.gather(1, order[..., None].expand_as(edges)), "path": found["path"], "options": options}
+    return {
+        "edges": edges.gather(1, order[..., None].expand_as(edges)),
+        "path": found["path"],
+        "options": options,
+    }
 
 
 def steps_left_out(arm: str, progress: float, count: int, generator: torch.Generator) -> Tensor:
-    """How many steps of each row's chain are left out: the stage's number, of every third row a smaller one."""
+    """How many steps of each row's chain are left out: the stage's number, for a third a smaller one."""
     if arm == "steps":
         return torch.zeros(count, dtype=torch.long, device=generator.device)
     stage = min(MOST_STEPS, int(progress / CURRICULUM * MOST_STEPS))
@@ -200,6 +204,7 @@ def build(arm: str, shape: Shape, seed: int, halting: str | None = None) -> Lahr
         vocab_size=len(VOCABULARY),
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        initializer_range=shape.width**-0.5,  # look-ups form sooner than from 0.02
         latent=None if latent is None else vars(latent),
         pad_token_id=None,
         use_cache=False,
@@ -253,7 +258,7 @@ class Answers:
     ----------
     chosen: bool, the target was likelier than the other concept, where the answer's concept stands.
     exact: bool, the likeliest words were the answer.
-    iterations: where that concept was decided; tokens: mean over the tokens of the question. 0 without thought.
+    iterations: where that concept was decided; tokens: mean over the tokens of the question. 0: none.
     """
 
     chosen: Tensor
@@ -422,8 +427,8 @@ def work(jobs: Sequence[Job], workers: int, done: Callable[[dict[str, Any]], Non
             passed = time.perf_counter() - begin
             left = passed / number * (len(jobs) - number)
             print(
-                f"{number} of {len(jobs)} runs after {passed:.0f} s, {left:.0f} s left: {result['arm']}, seed "
-                f"{result['seed']}, test {result['sets']['prosqa_test']['choice']:.3f}",
+                f"{number} of {len(jobs)} runs after {passed:.0f} s, {left:.0f} s left: {result['arm']}, "
+                f"seed {result['seed']}, test {result['sets']['prosqa_test']['choice']:.3f}",
                 flush=True,
             )
 
@@ -452,10 +457,13 @@ def main() -> None:
     arguments = parser().parse_args()
     shape = Shape(**{name: getattr(arguments, name) for name in Shape.__dataclass_fields__})
     result: dict[str, Any] = {**about(seeds=[]), "shape": vars(shape), "runs": []}
+    result["gpu"] = torch.cuda.get_device_name() if arguments.device == "cuda" else None
     if arguments.output.exists():
         earlier = json.loads(arguments.output.read_text(encoding="utf-8"))
         if earlier["shape"] != vars(shape):
-            raise SystemExit(f"{arguments.output} holds runs of another shape: move it away, or choose --output")
+            raise SystemExit(
+                f"{arguments.output} holds runs of another shape: move it away, or choose --output"
+            )
         result = earlier
     prepared = torch.load(arguments.data / "prosqa.pt", weights_only=True)
     result["data"] = prepared["statistics"]

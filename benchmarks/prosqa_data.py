@@ -1,6 +1,6 @@
 """ProsQA problems: read, made, checked, and turned into tokens.
 
-    python benchmarks/prosqa_data.py ../shared/data/prosqa        # makes runs/prosqa/prosqa.pt, shows statistics
+    python benchmarks/prosqa_data.py ../shared/data/prosqa        # writes runs/prosqa/prosqa.pt
 
 A problem is a directed graph without cycles. Nodes that nothing leads to are people ("Tom is a lempus."), the
 others concepts ("Every lempus is a yumpus."). Asked is which of two concepts a person is: the target can be
@@ -30,8 +30,8 @@ from torch import Tensor
 
 from _machine import about
 
-NAMES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()
-CONCEPTS = (
+NAMES = "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()  # noqa: SIM905
+CONCEPTS = (  # noqa: SIM905
     "bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus jelpus "
     "jompus kerpus lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus "
     "timpus tumpus vumpus worpus wumpus yerpus yimpus yumpus zhorpus zumpus"
@@ -130,7 +130,9 @@ def encode(text: str) -> list[int]:
     kept = [word for word in words if word not in ("Every", "is", "a")]
     unknown = [word for word in kept if word not in INDEX]
     if unknown:
-        raise ValueError(f"{unknown[0]!r} is no word of ProsQA: see NAMES and CONCEPTS in {Path(__file__).name}")
+        raise ValueError(
+            f"{unknown[0]!r} is no word of ProsQA: see NAMES and CONCEPTS in {Path(__file__).name}"
+        )
     return [INDEX[word] for word in kept]
 
 
@@ -323,7 +325,7 @@ def read(folder: Path, name: str) -> list[Problem]:
 
 
 def as_tensors(problems: Sequence[Problem]) -> dict[str, Tensor]:
-    """uint8: `edges` (n, MOST_EDGES, 2), filled up in front, `path` (n, 10), filled up behind, `options` (n, 2)."""
+    """uint8: `edges` (n, MOST_EDGES, 2), filled up in front; `path` (n, 10), behind; `options` (n, 2)."""
     edges = torch.zeros(len(problems), MOST_EDGES, 2, dtype=torch.uint8)
     path = torch.zeros(len(problems), 10, dtype=torch.uint8)
     for row, problem in enumerate(problems):
@@ -352,7 +354,7 @@ def far_problems(count: int, hops: int, size: tuple[float, float], seed: int) ->
 
 
 def evaluation_sets(folder: Path, far: int) -> dict[str, list[Problem]]:
-    """All that is evaluated on: given, repaired, and further ones made here; text no longer than in training."""
+    """All that is evaluated on: given, repaired, and further ones that are made here."""
     sets = {name: read(folder, name) for name in (*GIVEN, *OOD)}
     for name in OOD:
         sets[f"{name}_repaired"] = [fixed for each in sets[name] if (fixed := repaired(each))]

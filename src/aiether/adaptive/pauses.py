@@ -57,10 +57,11 @@ def insert_pauses(
     if count < 0:
         raise ValueError(f"count is {count}: give 0 pauses or more")
     at_B1 = torch.as_tensor(positions, device=input_ids.device).expand(num_rows)[:, None]
-    if bool(((at_B1 < 0) | (at_B1 > num_tokens)).any()):
+    given = [positions] if isinstance(positions, int) else at_B1.flatten().tolist()
+    if not all(0 <= each <= num_tokens for each in given):
         raise ValueError(
-            f"pauses are to stand at {sorted(set(at_B1.flatten().tolist()))}, and rows have {num_tokens} "
-            f"tokens: give positions from 0 to {num_tokens}"
+            f"pauses are to stand at {sorted(set(given))}, and rows have {num_tokens} tokens: give positions "
+            f"from 0 to {num_tokens}"
         )
     if attention_mask is None:
         attention_mask = torch.ones_like(input_ids)
