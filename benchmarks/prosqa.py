@@ -5,7 +5,8 @@
 
 A row is the facts of a graph, "Is Tom a lempus or yumpus?", `###` and the answer. All arms train on the same
 rows and steps. At first the chain of steps from question to answer is written out; stage by stage its first
-steps are left out (`<skip n>` says how many), until nothing is left of it, the same way for every arm:
+steps are left out (`<skip n>` says how many), until nothing is left of it. Between these rows others ask
+about a later node of the path, of at first one hop, and are answered at once. The curriculum is every arm's:
 
 - `none`: the answer at once.
 - `pause`: pause tokens between question and answer.
@@ -120,7 +121,7 @@ def hops_of(rows: Rows) -> Tensor:
 
 
 def reply(rows: Rows, left_out: Tensor) -> Tensor:
-    """What follows a question: `<skip n>`, the other steps, `###` and the answer; without steps no `<skip n>`.
+    """What follows a question: `<skip n>`, the other steps, `###`, the answer; without steps no `<skip n>`.
 
     int64 (B, 1 + 3 * MOST_STEPS + 4), filled up behind.
     """
@@ -174,17 +175,32 @@ def reworded(rows: Rows, generator: torch.Generator) -> Rows:
     }
 
 
-def steps_left_out(arm: str, progress: float, count: int, generator: torch.Generator) -> Tensor:
-    """How many steps of each row's chain are left out: the stage's number, for a third a smaller one."""
-    if arm == "steps":
-        return torch.zeros(count, dtype=torch.long, device=generator.device)
+def from_later(rows: Rows, start: Tensor) -> Rows:
+    """The questions about later nodes of the paths: as many hops fewer."""
+    path = rows["path"]
+    at = torch.arange(path.shape[1], device=path.device)[None] + start[:, None]
+    return {**rows, "path": path.gather(1, at.clamp_max(path.shape[1] - 1))}
+
+
+def lesson(arm: str, progress: float, rows: Rows, generator: torch.Generator) -> tuple[Rows, Tensor]:
+    """The rows of one training step, and how many steps of each chain are left out.
+
+    Half of the rows (later a quarter) ask about a later node of the path, and the answer follows at once: at
+    most 1 hop at first, then 2 and so on. Of the others the chain is written out, without its first steps
+    as far as the stage has come (a third: without fewer); in the end without all.
+    """
+    hops = hops_of(rows)
+    count, device = len(hops), hops.device
     stage = min(MOST_STEPS, int(progress / CURRICULUM * MOST_STEPS))
-    stages = torch.full((count,), stage, device=generator.device)
-    if progress >= CURRICULUM:
-        return stages
-    earlier = torch.randint(stage + 1, (count,), generator=generator, device=generator.device)
-    reviewed = torch.rand(count, generator=generator, device=generator.device) < 1 / 3
-    return torch.where(reviewed, earlier, stages)
+    learning = progress < CURRICULUM
+    easy = torch.rand(count, generator=generator, device=device) < (0.5 if learning else 0.25)
+    few = torch.randint(1, min(stage + 1, MOST_STEPS) + 1, (count,), generator=generator, device=device)
+    fewer = torch.randint(stage + 1, (count,), generator=generator, device=device)
+    review = torch.rand(count, generator=generator, device=device) < 1 / 3
+    stages = torch.full_like(hops, stage) if learning else torch.full_like(hops, MOST_STEPS)
+    left_out = torch.where(review & learning, fewer, stages).masked_fill(easy, MOST_STEPS)
+    rows = from_later(rows, torch.where(easy, (hops - few).clamp_min(0), 0))
+    return rows, torch.zeros_like(hops) if arm == "steps" else left_out
 
 
 # ---- models
@@ -227,7 +243,7 @@ def train(job: Job, model: LahrForCausalLM, rows: Rows) -> dict[str, Any]:
         optimizer.param_groups[0]["lr"] = rate
         chosen = torch.randint(len(rows["path"]), (shape.batch,), generator=generator, device=device)
         batch = reworded({name: tensor[chosen] for name, tensor in rows.items()}, generator)
-        left_out = steps_left_out(job.arm, progress, shape.batch, generator)
+        batch, left_out = lesson(job.arm, progress, batch, generator)
         data = training_rows(batch, left_out, shape.pauses if job.arm == "pause" else 0)
         with _autocast(device):
             loss = model(**data).loss
@@ -326,7 +342,8 @@ def _figures(columns: Sequence[Tensor], rows: Tensor) -> dict[str, float]:
 def second_stage(job: Job, fixed: LahrForCausalLM, rows: Rows, sets: dict[str, Rows]) -> dict[str, Any]:
     """A halting head on a frozen copy of a model that was trained with all iterations."""
     shape, device = job.shape, torch.device(job.device)
-    model = build("latent", shape, job.seed, halting="learned").to(device)
+    model = build("latent", shape, job.seed, halting="learned")
+    torch.nn.Module.to(model, device)
     missing = model.load_state_dict(fixed.state_dict(), strict=False).missing_keys
     assert all("halt_" in name for name in missing), missing
     generator = torch.Generator(device).manual_seed(job.seed + 999)
@@ -357,7 +374,8 @@ def run(job: Job) -> dict[str, Any]:
     prepared = torch.load(job.data, weights_only=True)
     rows = _on(prepared["train"], device)
     sets = {name: _on(tensors, device, job.evaluated) for name, tensors in prepared["evaluation"].items()}
-    model = build(job.arm, job.shape, job.seed).to(device)
+    model = build(job.arm, job.shape, job.seed)
+    torch.nn.Module.to(model, device)
     if job.compiled:
         compile_blocks(model, family_of(model))
     result: dict[str, Any] = {"arm": job.arm, "seed": job.seed}

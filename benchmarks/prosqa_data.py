@@ -142,7 +142,7 @@ def decode(tokens: Sequence[int]) -> str:
     said: list[str] = []
     sentence: list[str] = []
     for word in words:
-        if word == "###":
+        if word == "###" or word.startswith("<skip"):
             said.append(word)
             continue
         sentence.append(word)

@@ -46,7 +46,10 @@ def accuracy(result: dict[str, Any]) -> str:
     for arm, name in ARMS.items():
         runs = [run for run in result["runs"] if run["arm"] == arm]
         if runs:
-            cells = [_over_seeds([share(run, *column) for run in runs]) for _, *column in columns]
+            cells = [
+                _over_seeds([share(run, names, figure, hops) for run in runs])
+                for _, names, figure, hops in columns
+            ]
             size = f"{runs[0]['parameters'] / 1e6:.1f} M"
             lines.append(f"| {name.format(**result['shape'])} | {size} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -91,7 +94,7 @@ def tables(result: dict[str, Any]) -> str:
     shape, machine = result["shape"], result["gpu"] or result["machine"]["cpu"]
     about = (
         f"{shape['layers']} layers of width {shape['width']}, {shape['steps']:,} steps of {shape['batch']} "
-        f"rows, {len(result['seeds'])} seeds, {machine}. Choice between the two concepts in %, mean of the seeds ± "
-        "their standard deviation (chance: 50):"
+        f"rows, {len(result['seeds'])} seeds, {machine}. Choice between the two concepts in %, mean of the "
+        "seeds ± their standard deviation (chance: 50):"
     )
     return "\n\n".join(part for part in (about, accuracy(result), halting(result)) if part)
