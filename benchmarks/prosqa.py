@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +60,7 @@ from prosqa_data import (
     STOP,
     VOCABULARY,
 )
+from prosqa_shown import show
 
 RESULT = Path(__file__).parent / "results" / "prosqa.json"
 ARMS = ("none", "pause", "latent", "sampled", "deeper", "steps")
@@ -399,41 +399,6 @@ def _on(rows: Rows, device: torch.device, count: int | None = None) -> Rows:
 # ---- results
 
 
-def wilson(right: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share that was found in `count` trials."""
-    z = 1.96
-    middle = (right + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(right * (1 - right) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
-
-
-def pooled(runs: Sequence[dict[str, Any]], figure: str, names: Sequence[str], hops: int | None = None) -> Any:
-    """A figure over sets and seeds: (mean, problems of one seed); None where there is no such problem."""
-    total, count = 0.0, 0
-    for each in runs:
-        for name in names:
-            rows = each["sets"][name]
-            rows = rows if hops is None else rows["by_hops"].get(str(hops), rows["by_hops"].get(hops))
-            if rows is not None:
-                total, count = total + rows[figure] * rows["problems"], count + rows["problems"]
-    return (total / count, count // len(runs)) if count else None
-
-
-def show(result: dict[str, Any]) -> None:
-    """Accuracy on the given validation and test questions, of each arm, by hops."""
-    for arm in ARMS:
-        runs = [each for each in result["runs"] if each["arm"] == arm]
-        if not runs:
-            continue
-        parts = []
-        for hops in (None, 3, 4, 5, 6):
-            found = pooled(runs, "choice", ("prosqa_valid", "prosqa_test"), hops)
-            if found:
-                low, high = wilson(*found)
-                parts.append(f"{'all' if hops is None else hops} {found[0]:.3f} ({low:.3f} to {high:.3f})")
-        print(f"{arm:8s} {len(runs)} seeds, choice by hops: {'; '.join(parts)}", flush=True)
-
-
 def work(jobs: Sequence[Job], workers: int, done: Callable[[dict[str, Any]], None]) -> None:
     """Runs all jobs, so many at a time; says how long the rest will take."""
     begin = time.perf_counter()
@@ -502,7 +467,7 @@ def main() -> None:
         unfinished.replace(arguments.output)
 
     work(jobs, arguments.workers, done)
-    show(result)
+    show(result, ARMS)
 
 
 if __name__ == "__main__":
