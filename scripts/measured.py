@@ -238,10 +238,19 @@ def _speed(label: str, measured: Any) -> str:
     return "\n".join(lines)
 
 
+def prosqa_tables() -> str:
+    """ProsQA by hops, and halting."""
+    if not (RESULTS / "prosqa.json").exists():
+        return "Not measured yet."
+    script = runpy.run_path(str(REPOSITORY / "scripts" / "prosqa_figures.py"))
+    return script["tables"](_read("prosqa"))
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "README.md": table,
     "docs/studies.md": study_tables,
     "docs/adaptive.md": speed_tables,
+    "docs/prosqa.md": prosqa_tables,
 }
 
 

@@ -10,7 +10,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 def test_the_measured_figures_are_current() -> None:
     script = runpy.run_path(str(REPOSITORY / "scripts" / "measured.py"))
-    assert set(script["PAGES"]) == {"README.md", "docs/studies.md", "docs/adaptive.md"}
+    assert set(script["PAGES"]) == {"README.md", "docs/studies.md", "docs/adaptive.md", "docs/prosqa.md"}
     for name, measured in script["PAGES"].items():
         page = (REPOSITORY / name).read_text(encoding="utf-8")
         assert script["with_measured"](page, measured()) == page, f"{name}: run python scripts/measured.py"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .memory import MemorySettings, ProductKeyMemory
     from .mixture_of_depths import MixtureOfDepths, commit_routing
     from .model import LahrForCausalLM, LahrModel
+    from .pauses import insert_pauses
     from .routing import Routing, RoutingSettings
     from .second_stage import exit_losses, train_halting_head
     from .settings import PARTS, SIZES, LahrCondition, LahrSettings
@@ -35,6 +36,7 @@ _HOMES = {
     "memory": ("MemorySettings", "ProductKeyMemory"),
     "mixture_of_depths": ("MixtureOfDepths", "commit_routing"),
     "model": ("LahrForCausalLM", "LahrModel"),
+    "pauses": ("insert_pauses",),
     "routing": ("Routing", "RoutingSettings"),
     "trace": ("TokenTrace", "trace_tokens"),
     "second_stage": ("exit_losses", "train_halting_head"),
@@ -64,6 +66,7 @@ __all__ = [
     "compute_figures",
     "exit_losses",
     "exit_probabilities",
+    "insert_pauses",
     "lahr_parts",
     "load_mixture_of_depths",
     "prior_probabilities",
