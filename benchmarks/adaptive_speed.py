@@ -3,13 +3,13 @@
     python benchmarks/adaptive_speed.py --device cuda        # one GPU, about 5 minutes
     python benchmarks/adaptive_speed.py --device cpu         # two cores, smaller, about 10 minutes
 
-The dense model is transformers' own Llama; `baseline` is LAHR without any part: the same model, with the norm
-that LAHR takes where no gradient is needed. All arms of a shape are in memory at once and take turns; a figure
-is the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with blocks and
-the output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does. Prefill and
-generation run without compiling, in bfloat16 on CUDA, with thresholds calibrated on random tokens; rows have
-different prompts and draw their tokens. Decoding is generating without its first token. FLOPs are those of
-the closed form that the tests compare with a count.
+The dense model is transformers' own Llama; `baseline` is LAHR without any part: the same model, with the
+norm that LAHR takes where no gradient is needed. All arms of a shape are in memory at once and take turns;
+a figure is the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with
+blocks and the output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does.
+Prefill and generation run without compiling, in bfloat16 on CUDA, with thresholds calibrated on random
+tokens; rows have different prompts and draw their tokens. Decoding is generating without its first token.
+FLOPs are those of the closed form that the tests compare with a count.
 Writes benchmarks/results/adaptive_speed_DEVICE.json, after every shape.
 """
 
