@@ -106,7 +106,7 @@ def measure_flops_per_token(model: PreTrainedModel, context_length: int, batch_s
     counter = FlopCounterMode(display=False)
     with counter:
         twin(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
-    return counter.get_total_flops() // ids.numel()
+    return _total(counter, twin) // ids.numel()
 
 
 def count_forward_flops(model: nn.Module, input_ids: Tensor) -> int:
@@ -119,7 +119,15 @@ def count_forward_flops(model: nn.Module, input_ids: Tensor) -> int:
     counter = FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED)
     with evaluating(model), counter:
         Forward(model)(input_ids)
-    return counter.get_total_flops()
+    return _total(counter, model)
+
+
+def _total(counter: FlopCounterMode, model: nn.Module) -> int:
+    """What was counted, without the rotary tables, a product in some versions of transformers."""
+    rotary = {name for name, _ in model.named_modules() if name.endswith("rotary_emb")}
+    counts = counter.get_flop_counts()
+    tables = [sum(each.values()) for name, each in counts.items() if name.partition(".")[2] in rotary]
+    return counter.get_total_flops() - sum(tables)
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
