@@ -215,14 +215,18 @@ def _study_table(study: Any) -> str:
 
 
 def speed_tables() -> str:
-    """LAHR models against the dense one on a GPU: how much faster each is, beside the quotient of FLOPs."""
-    result = _read("adaptive_speed_cuda")
-    return "\n\n".join(_speed(label, shape) for label, shape in result["shapes"].items())
+    """LAHR models against the dense one: how much faster each is, beside the quotient of FLOPs."""
+    parts = []
+    for device in ("cuda", "cpu"):
+        result = _read(f"adaptive_speed_{device}")
+        place = result.get("gpu") or f"{result['machine']['cores']} cores of {result['machine']['cpu']}"
+        parts += [f"On {place}:", *(_speed(*each) for each in result["shapes"].items())]
+    return "\n\n".join(parts)
 
 
 def _speed(label: str, measured: Any) -> str:
     shape, arms = measured["shape"], measured["arms"]
-    columns = ("train", "trunk", "prefill", "generate, batch 8", "generate, batch 64")
+    columns = [name for name, entry in arms["dense"].items() if isinstance(entry, dict)]
     about = f"{shape['n_layer']} layers, {shape['batch_size']} windows of {shape['context_length']:,} tokens"
     lines = [
         f"{label[0].upper()}{label[1:]} ({about}):",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from aiether import GrowthConfig, RunFault, RunObserver, fit
+from aiether.adaptive import MemorySettings, ProductKeyMemory
 from aiether.integrations._memory import Workload, check_memory
 from aiether.integrations._setup import check_cuda_graphs
 
@@ -152,3 +153,18 @@ def test_cuda_graphs_are_refused_where_they_would_go_wrong(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         check_cuda_graphs(tiny_trainer(tmp_path, **OPTIONS, **settings), compiled=True)
+
+
+@on_cuda
+def test_a_compiled_memory_reads_and_learns_what_an_eager_one_does() -> None:
+    torch.manual_seed(0)
+    memory = ProductKeyMemory(64, MemorySettings(keys=16)).cuda()
+    hidden, found = torch.randn(4, 32, 64, device="cuda"), []
+    for read in (memory, torch.compile(memory, fullgraph=True)):  # slot by slot; as a product with the table
+        memory.zero_grad()
+        output = read(hidden)
+        output.square().sum().backward()
+        grads = [parameter.grad.clone() for parameter in memory.parameters() if parameter.grad is not None]
+        found.append([output.detach(), *grads])
+    for eager, compiled in zip(*found, strict=True):
+        assert torch.allclose(compiled, eager, rtol=1e-3, atol=1e-4)
