@@ -1,5 +1,6 @@
 # make demo    the main job on embedded data, ending with a report
 # make test    linter, type checker, import contract, tests
+# make floor   the tests that meet transformers closely, under the oldest version that is supported
 # Both set up .venv first: from nothing on a fresh machine, and again when a dependency changes. The demo needs
 # the package alone, the tests its development tools too.
 
@@ -16,7 +17,7 @@ PIP    := --quiet --no-compile
 SCRATCH := $(shell test "$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print int($$4 / 1000000)}')" -ge 2 2>/dev/null \
 	&& test -w /dev/shm && echo /dev/shm || echo $${TMPDIR:-/tmp})
 
-.PHONY: demo test lint install clean
+.PHONY: demo test floor lint install clean
 .DEFAULT_GOAL := install
 
 install: $(DEV)
@@ -56,6 +57,12 @@ test: $(DEV)
 	$(BIN)/pyright >$(VENV)/pyright.log 2>&1 & types=$$!; trap "kill $$types 2>/dev/null; exit 130" INT TERM; \
 	OMP_NUM_THREADS=1 TMPDIR=$(SCRATCH) $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
 	wait $$types; types=$$?; cat $(VENV)/pyright.log; test $$tests -eq 0 && test $$types -eq 0
+
+# Beside the version that is installed, and found first.
+floor: $(DEV)
+	$(BIN)/python -m pip install $(PIP) --upgrade --no-deps --target $(VENV)/floor transformers==5.17.0 'huggingface-hub<2'
+	OMP_NUM_THREADS=1 TMPDIR=$(SCRATCH) PYTHONPATH=$(VENV)/floor $(BIN)/pytest -n 2 --dist loadfile \
+		tests/adaptive tests/evaluation tests/growth tests/training/test_lahr.py tests/study/test_spec.py
 
 clean:
 	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
