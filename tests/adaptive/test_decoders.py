@@ -11,9 +11,11 @@ from tests.families import FAMILY_NAMES, FAMILY_TABLE, VOCAB, FamilyCase
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
+import aiether
 from aiether.adaptive import add_mixture_of_depths, load_mixture_of_depths
 from aiether.adaptive.routed_layer import RoutedLayer
 from aiether.adaptive.routing import Routing
+from aiether.growth import GrowthPlan, family_of
 
 CASES = {case.name: case for case in FAMILY_TABLE}
 PLAIN = [name for name in FAMILY_NAMES if name != "lahr"]
@@ -202,3 +204,25 @@ def test_wrong_layers_are_refused_and_a_second_routing_too() -> None:
     with pytest.raises(ValueError, match="chunked_attention"):
         add_mixture_of_depths(chunked)
     assert not any(isinstance(module, Routing) for module in chunked.modules())
+
+
+def test_a_routed_decoder_is_not_grown_and_a_grown_one_is_routed() -> None:
+    model = _routed(CASES["llama"])
+    names = [*model.state_dict()]
+    refused = [
+        lambda: family_of(model, blocks="model.layers"),
+        lambda: family_of(model.config.to_dict(), names=names),
+        lambda: aiether.grow(
+            model, GrowthPlan.stack(model, 8, "copy"), optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+        ),
+    ]
+    for attempt in refused:
+        with pytest.raises(ValueError, match=r"llama_mixture_of_depths does not grow.*as it was before"):
+            attempt()
+    assert [*model.state_dict()] == names
+    plain, input_ids = CASES["llama"].build(depth=4), _tokens()
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    aiether.grow(plain, GrowthPlan.stack(plain, 8, "copy"), optimizer=optimizer)
+    routed = add_mixture_of_depths(plain, every=2, capacity=0.25)
+    assert routed.config.routed_layers == [False, True] * 4
+    assert _logits(routed, input_ids).isfinite().all()

@@ -42,6 +42,7 @@ def test_help_names_every_command_quickly_and_without_torch(tmp_path: Path) -> N
         ("generate",),
         ("report", "does-not-exist"),
         ("triggers", "does-not-exist"),
+        ("halting", "does-not-exist", "--dataset_path", "x.txt"),
     ],
     ids=" ".join,
 )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .model import LahrForCausalLM, LahrModel
     from .pauses import insert_pauses
     from .routing import Routing, RoutingSettings
-    from .second_stage import exit_losses, train_halting_head
+    from .second_stage import exit_losses, renew_halting_head, train_halting_head
     from .settings import PARTS, SIZES, LahrCondition, LahrSettings
     from .trace import TokenTrace, trace_tokens
 
@@ -39,7 +39,7 @@ _HOMES = {
     "pauses": ("insert_pauses",),
     "routing": ("Routing", "RoutingSettings"),
     "trace": ("TokenTrace", "trace_tokens"),
-    "second_stage": ("exit_losses", "train_halting_head"),
+    "second_stage": ("exit_losses", "renew_halting_head", "train_halting_head"),
     "settings": ("PARTS", "SIZES", "LahrCondition", "LahrSettings"),
 }
 
@@ -70,6 +70,7 @@ __all__ = [
     "lahr_parts",
     "load_mixture_of_depths",
     "prior_probabilities",
+    "renew_halting_head",
     "reset_compute_figures",
     "set_auxiliary_scale",
     "set_halt_q",

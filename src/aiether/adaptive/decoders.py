@@ -84,15 +84,28 @@ def load_mixture_of_depths(path: str | Path, **kwargs: Any) -> PreTrainedModel:
         If the folder holds another kind of model.
     """
     config, _ = PreTrainedConfig.get_config_dict(path)
-    model_type = str(config.get("model_type"))
-    plain = model_type.removesuffix(_SUFFIX)
-    if plain == model_type or plain not in CONFIG_MAPPING:
+    model_class = _routed_class_of(config.get("model_type"))
+    if model_class is None:
         raise ValueError(
-            f"{path} holds a model of type {model_type!r}, without Mixture-of-Depths: load it with "
-            "transformers and call add_mixture_of_depths on it"
+            f"{path} holds a model of type {config.get('model_type')!r}, without Mixture-of-Depths: load it "
+            "with transformers and call add_mixture_of_depths on it"
         )
-    model_class, _ = _routed_classes(MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[plain]])
     return model_class.from_pretrained(path, **kwargs)  # type: ignore[attr-defined]
+
+
+def register_mixture_of_depths(model_type: object) -> bool:
+    """Whether a model type is a decoder's with routed layers; transformers' Auto classes then know it."""
+    return _routed_class_of(model_type) is not None
+
+
+def _routed_class_of(model_type: object) -> type[PreTrainedModel] | None:
+    plain = str(model_type).removesuffix(_SUFFIX)
+    if plain == model_type or plain not in CONFIG_MAPPING:
+        return None
+    config_class = CONFIG_MAPPING[plain]
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    return _routed_classes(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])[0]
 
 
 class RoutedDecoder:

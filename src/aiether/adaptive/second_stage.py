@@ -7,7 +7,7 @@ training by sampled exits sees one, and nothing else of the model moves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,31 @@ def stop_targets(losses_NBT: Tensor, tau: float, lookahead: int) -> Tensor:
     """1 where none of the next `lookahead` iterations gains more than `tau` nats, float32 (N - 1, B, T)."""
     later = [losses_NBT[n + 1 : n + 1 + lookahead].amin(0) for n in range(len(losses_NBT) - 1)]
     return (losses_NBT[:-1] - torch.stack(later) <= tau).float()
+
+
+def renew_halting_head(model: LahrForCausalLM) -> None:
+    """An untrained halting head, in place, also for a model whose halting was another; nothing else moves.
+
+    Raises
+    ------
+    ValueError
+        If there is no latent block, or no decision: it iterates once.
+    """
+    latent = model.model.latent
+    if latent is None:
+        raise ValueError(
+            "the model has no latent block, so that there is nothing to halt: train one with --arch lahr and "
+            "--lahr.condition full, no_mod, no_memory or latent_only"
+        )
+    if latent.settings.iterations < 2:
+        raise ValueError(
+            "the latent block iterates once, so that there is nothing to decide: train one with "
+            "--lahr.iterations 2 or more"
+        )
+    latent.settings = replace(latent.settings, halting="learned")
+    model.config.latent = {**(model.config.latent or {}), "halting": "learned"}
+    latent.halt_weight = torch.nn.Parameter(torch.zeros_like(latent.inject))
+    latent.halt_bias = torch.nn.Parameter(latent.inject.new_zeros(latent.settings.iterations - 1))
 
 
 def train_halting_head(

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train a model that grows when the geometry of its weights says so, or resume a run",
     "generate": "continue a prompt with the model of a run or of any Hugging Face folder",
     "evaluate": "measure a model's loss on a text, or check that it is causal and its cache right",
+    "halting": "teach a finished model's halting head which tokens gain by more iterations",
     "inspect": "measure the path of the weights through a series of anyone's checkpoints",
     "grow": "grow anyone's checkpoint into a deeper one, larger than memory or not",
     "report": "write a run's report.html anew",

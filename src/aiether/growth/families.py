@@ -138,10 +138,12 @@ def family_of(
     Raises
     ------
     ValueError
-        If the list of blocks cannot be found; the message says how to name it.
+        If the list of blocks cannot be found; the message says how to name it. For a decoder of
+        transformers' whose layers were routed: they are of two kinds, which follow their index.
     """
     if isinstance(source, Family):
         return source
+    _check_not_routed(source)
     found = _find(source, blocks, depth_key)
     if output_projections is not None:
         found = replace(found, output_projections=tuple(output_projections), identity=(), refusal=None)
@@ -189,10 +191,24 @@ def _fingerprint(source: Any) -> str:
 
 
 def _registered(source: Any) -> Family | None:
+    return FAMILIES.get(_model_type(source))
+
+
+def _model_type(source: Any) -> str:
+    """Of a configuration, a configuration dict, or the type itself."""
     if isinstance(source, Mapping):
         source = source.get("model_type")
-    model_type: Any = source if isinstance(source, str) else getattr(source, "model_type", None)
-    return FAMILIES.get(str(model_type))
+    return source if isinstance(source, str) else str(getattr(source, "model_type", None))
+
+
+def _check_not_routed(source: Any) -> None:
+    model_type = _model_type(getattr(source, "config", None) if isinstance(source, nn.Module) else source)
+    if model_type.endswith("_mixture_of_depths"):
+        raise ValueError(
+            f"a {model_type} does not grow: add_mixture_of_depths has routed some of its layers, so that "
+            "they are of two kinds; grow the decoder as it was before and route the grown one, or train a "
+            "model with --arch lahr, whose routed layers grow"
+        )
 
 
 @lru_cache(maxsize=_MAX_KNOWN)

@@ -36,7 +36,7 @@ from .run_folder import read_record
 
 LONGEST = 4096
 """Context by default at most: models that allow a hundred thousand tokens were seldom trained on as many."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "encoder.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "encoder.json")
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ def evaluate(
         config = DataConfig(
             dataset_path=dataset_path, text_column=text_column, token_dtype=token_dtype, cache_dir=cache_dir
         )
-        whole = whole_text(config, _text_tokenizer(path, model_dir, tokenizer), report)
+        whole = whole_text(config, text_tokenizer(path, model_dir, tokenizer), report)
         text = _Text(whole.tokens, whole.bytes_per_token, whole.source)
-    length = _context(model, text.context_length if context_length is None else context_length)
+    length = context_of(model, text.context_length if context_length is None else context_length)
     count, read = _windows(text.tokens, length, stride, windows)
     first, _ = next(_checked(read, model, count, silent))
     flops = count_forward_flops(model, first[None].to(target))  # the device is warm after it
@@ -240,17 +240,18 @@ def _own_split(path: str | Path, cache_dir: str | None, report: Progress) -> _Te
     return _Text(data.validation, data.bytes_per_token, source, config.context_length)
 
 
-def _text_tokenizer(path: str | Path, model_dir: Path, given: str | None) -> TextTokenizer | None:
+def text_tokenizer(path: str | Path, model_dir: Path, given: str | None) -> TextTokenizer | None:
     """The tokenizer given, else the model folder's, else that of the run's data; None where there is none."""
     if given is not None:
         return load_tokenizer(given)
-    if any((model_dir / name).is_file() for name in _TOKENIZER_FILES):
+    if any((model_dir / name).is_file() for name in TOKENIZER_FILES):
         return load_tokenizer(str(model_dir))
     of_run = tokenizer_of_run(Path(path))
     return None if of_run is None else load_tokenizer(str(of_run))
 
 
-def _context(model: Any, wanted: int | None) -> int:
+def context_of(model: Any, wanted: int | None) -> int:
+    """Tokens of a window: as wanted (ValueError if too many), else the model's, at most `LONGEST`."""
     most = getattr(model.config, "max_position_embeddings", None)
     most = most if isinstance(most, int) and most > 0 else None
     if wanted is None:
@@ -281,15 +282,20 @@ def _windows(
 
 def _checked(read: Read, model: Any, count: int, report: Progress) -> Iterator[Counted]:
     """The windows, once their ids are known to be in the model's vocabulary; tells how far they are."""
-    rows = model.get_input_embeddings().num_embeddings
     for number, (ids, first) in enumerate(read()):
-        if int(ids.max()) >= rows:
-            raise ValueError(
-                f"the text holds the id {int(ids.max())}, the model's vocabulary {rows} entries: they do not "
-                "belong together; name the model's own tokenizer with --tokenizer"
-            )
+        check_ids(ids, model)
         report("evaluating", number / count)
         yield ids, first
+
+
+def check_ids(ids: torch.Tensor, model: Any) -> None:
+    """Raise ValueError for ids that are not in the model's vocabulary."""
+    rows = model.get_input_embeddings().num_embeddings
+    if int(ids.max()) >= rows:
+        raise ValueError(
+            f"the text holds the id {int(ids.max())}, the model's vocabulary {rows} entries: they do not "
+            "belong together; name the model's own tokenizer with --tokenizer"
+        )
 
 
 def _measured(

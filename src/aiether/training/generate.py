@@ -19,6 +19,7 @@ from transformers import (
 
 import aiether.adaptive.model  # noqa: F401 - makes the model type lahr known to from_pretrained
 from aiether.adaptive import set_halt_q
+from aiether.adaptive.decoders import register_mixture_of_depths
 from aiether.integrations import CheckpointStore, check_weights, read_mapping, without_progress_bars
 
 from .config import check_text
@@ -206,10 +207,13 @@ def _check_folder(model_dir: Path, trusted: bool) -> int:
     """The tensors of a model folder, after a look at its files that needs no library to load them.
 
     A folder that brings its own classes is refused unless trusted; where transformers knows the model's type
-    itself, its own classes are taken and the folder's are not looked at.
+    itself, its own classes are taken and the folder's are not looked at. So it is with a decoder that
+    `add_mixture_of_depths` has changed.
     """
     settings = read_mapping(model_dir / "config.json")
-    if "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING and not trusted:
+    model_type = settings.get("model_type")
+    known = register_mixture_of_depths(model_type) or model_type in CONFIG_MAPPING
+    if "auto_map" in settings and not known and not trusted:
         raise ValueError(_code_needed(model_dir / "config.json"))
     return check_weights(model_dir)
 
