@@ -227,7 +227,8 @@ def speed_tables() -> str:
 def _speed(label: str, measured: Any) -> str:
     shape, arms = measured["shape"], measured["arms"]
     columns = [name for name, entry in arms["dense"].items() if isinstance(entry, dict)]
-    about = f"{shape['n_layer']} layers, {shape['batch_size']} windows of {shape['context_length']:,} tokens"
+    windows = "1 window" if shape["batch_size"] == 1 else f"{shape['batch_size']} windows"
+    about = f"{shape['n_layer']} layers, {windows} of {shape['context_length']:,} tokens"
     lines = [
         f"{label[0].upper()}{label[1:]} ({about}):",
         "",
