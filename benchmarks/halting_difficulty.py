@@ -13,6 +13,7 @@ benchmarks/results/halting_difficulty.json.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from _machine import about
 from aiether.adaptive import LahrConfig, LahrForCausalLM, LatentSettings, set_halt_q
-from aiether.adaptive.second_stage import exit_losses, train_halting_head
+from aiether.adaptive.second_stage import exit_losses, renew_halting_head, train_halting_head
 
 RESULT = Path(__file__).parent / "results" / "halting_difficulty.json"
 NODES, HOPS, QUERIES = 5, 5, 10
@@ -141,9 +142,8 @@ def at_thresholds(name: str, model: LahrForCausalLM) -> dict[str, Any]:
 
 def second_stage(fixed: LahrForCausalLM, seed: int, batches: int, batch: int, tau: float) -> dict[str, Any]:
     """A halting head on a frozen copy of a model that was trained with a fixed number of iterations."""
-    model = build(seed)
-    missing = model.load_state_dict(fixed.state_dict(), strict=False).missing_keys
-    assert all("halt_" in name for name in missing), missing
+    model = copy.deepcopy(fixed)
+    renew_halting_head(model)
     generator = torch.Generator().manual_seed(seed + 999)
     begin = time.perf_counter()
     losses = train_halting_head(model, [rows(batch, generator) for _ in range(batches)], tau=tau, lr=0.05)

@@ -24,6 +24,7 @@ every run; runs that it holds already are not run again.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import time
@@ -40,7 +41,7 @@ from torch import Tensor
 
 from _machine import about
 from aiether.adaptive import LahrConfig, LahrForCausalLM, LatentSettings, insert_pauses, set_halt_q
-from aiether.adaptive.second_stage import train_halting_head
+from aiether.adaptive.second_stage import renew_halting_head, train_halting_head
 from aiether.growth import family_of
 from aiether.integrations._model import compile_blocks
 from prosqa_data import (
@@ -206,10 +207,10 @@ def lesson(arm: str, progress: float, rows: Rows, generator: torch.Generator) ->
 # ---- models
 
 
-def build(arm: str, shape: Shape, seed: int, halting: str | None = None) -> LahrForCausalLM:
+def build(arm: str, shape: Shape, seed: int) -> LahrForCausalLM:
     """An arm's model, in float32."""
     torch.manual_seed(seed)
-    thinks = {"latent": halting or "fixed", "sampled": "learned"}.get(arm)
+    thinks = {"latent": "fixed", "sampled": "learned"}.get(arm)
     latent = None if thinks is None else LatentSettings(iterations=shape.iterations, halting=thinks)  # type: ignore[arg-type]
     config = LahrConfig(
         num_hidden_layers=shape.layers + (shape.iterations if arm == "deeper" else 0),
@@ -342,10 +343,8 @@ def _figures(columns: Sequence[Tensor], rows: Tensor) -> dict[str, float]:
 def second_stage(job: Job, fixed: LahrForCausalLM, rows: Rows, sets: dict[str, Rows]) -> dict[str, Any]:
     """A halting head on a frozen copy of a model that was trained with all iterations."""
     shape, device = job.shape, torch.device(job.device)
-    model = build("latent", shape, job.seed, halting="learned")
-    torch.nn.Module.to(model, device)
-    missing = model.load_state_dict(fixed.state_dict(), strict=False).missing_keys
-    assert all("halt_" in name for name in missing), missing
+    model = copy.deepcopy(fixed)
+    renew_halting_head(model)
     generator = torch.Generator(device).manual_seed(job.seed + 999)
     none_left = torch.full((shape.batch,), MOST_STEPS, device=device)
     batches = []

@@ -240,37 +240,32 @@ class _Run:
         self.weights_BT: Tensor | None = ones if self.training and latent.settings.learns else None
         self.divergence_BT: Tensor | None = None
         self.rows: list[int] | None = self.settings.training_rows(len(hidden_BTD)) if self.training else None
-        self.ended: list[tuple[Tensor | None, ...]] = []
+        self.ended: list[tuple[Tensor, ...]] = []
 
     def narrow(self, number: int, state_BTD: Tensor) -> Tensor:
         """Leave aside the rows that do not run iteration `number`."""
         if self.rows is None or (count := self.rows[number]) == len(state_BTD):
             return state_BTD
+        assert self.weights_BT is not None  # rows end only where exits are sampled
+        assert self.divergence_BT is not None
         kept = (state_BTD, self.taken_BT, self.weights_BT, self.divergence_BT)
-        self.ended.append(tuple(None if each is None else each[count:] for each in kept))
-        self.active_BT, self.taken_BT = self.active_BT[:count], self.taken_BT[:count]
+        self.ended.append(tuple(each[count:] for each in kept))
+        state_BTD, self.taken_BT, self.weights_BT, self.divergence_BT = (each[:count] for each in kept)
+        self.active_BT, self.places_BT = self.active_BT[:count], self.places_BT[:count]
         self.reached_p_BT, self.reached_q_BT = self.reached_p_BT[:count], self.reached_q_BT[:count]
         self.reached_mixed_BT = self.reached_mixed_BT[:count]
-        self.places_BT = self.places_BT[:count]
-        if self.weights_BT is not None:
-            self.weights_BT = self.weights_BT[:count]
-        if self.divergence_BT is not None:
-            self.divergence_BT = self.divergence_BT[:count]
         if self.last is not None:
             self.last = (self.last[0][:count], self.last[1][:count])
-        return state_BTD[:count]
+        return state_BTD
 
     def widen(self, state_BTD: Tensor) -> Tensor:
         """All rows again, in their order."""
-        for state, taken, weights, divergence in reversed(self.ended):
-            assert state is not None
-            assert taken is not None
-            state_BTD, self.taken_BT = torch.cat([state_BTD, state]), torch.cat([self.taken_BT, taken])
-            if weights is not None and self.weights_BT is not None:
-                self.weights_BT = torch.cat([self.weights_BT, weights])
-            if divergence is not None and self.divergence_BT is not None:
-                self.divergence_BT = torch.cat([self.divergence_BT, divergence])
-        self.ended.clear()
+        for rows in reversed(self.ended):
+            assert self.weights_BT is not None
+            assert self.divergence_BT is not None
+            kept = (state_BTD, self.taken_BT, self.weights_BT, self.divergence_BT)
+            both = (torch.cat(each) for each in zip(kept, rows, strict=True))
+            state_BTD, self.taken_BT, self.weights_BT, self.divergence_BT = both
         return state_BTD
 
     def all_stopped(self) -> bool:
