@@ -50,7 +50,8 @@ def thinking_rows(prior: Prior, num_iterations: int, batch_size: int, rate: floa
     for a model that thinks longer than the prior. Two sizes only: compiled code has kernels for each.
     """
     whole = -(-num_iterations // 2)
-    sent_on = 1 - prior_probabilities(prior, num_iterations, rate)[:whole].double().sum().item()
+    # Of plain numbers: a tensor's `item` would break the graph that is compiled of the loop.
+    sent_on = (num_iterations - whole) / num_iterations if prior == "uniform" else (1 - rate) ** whole
     some = math.ceil(round(batch_size * sent_on**0.75, 6))
     return [batch_size] * whole + [some] * (num_iterations - whole)
 
