@@ -38,6 +38,19 @@ def test_a_threshold_of_one_thinks_to_the_end_where_a_probability_rounds_to_one(
     assert (_iterations(model, tokens()) == 3).all()
 
 
+def test_a_step_of_an_optimizer_turns_no_decision() -> None:
+    """At width 512 and a rate of 0.002, from an even prior: by at most 0.002 sqrt(512) = 0.045 logits."""
+    latent = LatentReasoning(torch.nn.Identity(), 512, LatentSettings(iterations=2))
+    states_BTD = torch.randn(2, 8, 512, generator=torch.Generator().manual_seed(0))
+    optimizer = torch.optim.AdamW([latent.halt_weight], lr=0.002, weight_decay=0)
+    before_BT = latent.stop_logit(0, states_BTD).detach()
+    latent.stop_logit(0, states_BTD).square().add(latent.stop_logit(0, states_BTD)).sum().backward()
+    optimizer.step()
+    moved_BT = (latent.stop_logit(0, states_BTD) - before_BT).abs()
+    assert moved_BT.max() > 0
+    assert moved_BT.max() <= 0.002 * 512**0.5 * 1.001
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_training_pass_with_the_same_exits_computes_the_same(
     attention: str, monkeypatch: pytest.MonkeyPatch

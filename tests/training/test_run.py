@@ -369,8 +369,27 @@ def test_data_that_changed_since_the_start_are_refused(
         job.resume(str(settings.output_dir))
 
 
+def test_cudnn_attention_is_off_during_a_run_and_only_then(
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    allowed: list[bool] = []
+
+    def stop(*arguments: Any, **settings: Any) -> None:
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        raise OSError("no space left")
+
+    monkeypatch.setattr(job, "run_arm", stop)
+    for before in (True, False):
+        torch.backends.cuda.enable_cudnn_sdp(before)
+        with pytest.raises(OSError, match="no space"):
+            job.train(config(output_dir=str(tmp_path / str(before))))
+        assert torch.backends.cuda.cudnn_sdp_enabled() is before
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    assert allowed == [False, False]
+
+
 def test_bf16_on_a_machine_without_accelerator_trains_on_the_cpu(
-    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+    config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -191,10 +191,11 @@ class LatentReasoning(nn.Module):
     def stop_logit(self, number: int, state_BTD: Tensor) -> Tensor:
         """The logit of stopping after iteration `number` (from 0, not the last), float32 (B, T).
 
-        The head reads the state at unit scale, and what it says is added to the prior's logit.
+        The head reads the state at length 1, and what it says is added to the prior's logit. At a greater
+        length one step of an optimizer turns every token's decision, and the loss of the whole model suffers.
         """
         prior = self.prior_stops[number]
-        state_BTD = F.rms_norm(state_BTD.float(), state_BTD.shape[-1:])
+        state_BTD = F.normalize(state_BTD.float(), dim=-1)
         said_BT = (state_BTD * self.halt_weight.float()).sum(-1) + self.halt_bias[number].float()
         return said_BT + math.log(prior / (1 - prior))
 

@@ -6,6 +6,7 @@ training by sampled exits sees one, and nothing else of the model moves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -114,7 +115,8 @@ def train_halting_head(
         batches: see `exit_losses`; one optimizer step each.
         tau: nats; an iteration that gains less is not worth it.
         lookahead: how many iterations ahead a gain may lie; None: any number, for losses that fall late.
-        lr: Adam's, falling to 0 linearly where the number of batches is known.
+        lr: Adam's, for the weights times the root of their number; it falls to 0 linearly where the number
+            of batches is known.
 
     Raises
     ------
@@ -127,12 +129,17 @@ def train_halting_head(
             "the model has no halting head: build it with halting='learned' and 2 iterations or more"
         )
     head = [latent.halt_weight, latent.halt_bias]
-    optimizer = torch.optim.Adam(head, lr=lr)
+    # The states are read at length 1 for the sake of what is trained through them; here nothing is.
+    rates = [lr * math.sqrt(latent.halt_weight.numel()), lr]
+    optimizer = torch.optim.Adam(
+        [{"params": [each], "lr": rate} for each, rate in zip(head, rates, strict=True)]
+    )
     total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
     found: list[float] = []
     for batch in batches:
         if total is not None:
-            optimizer.param_groups[0]["lr"] = lr * (1 - len(found) / total)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * (1 - len(found) / total)
         loss = halting_loss(latent, exit_losses(model, batch), tau, lookahead)
         for parameter, grad in zip(head, torch.autograd.grad(loss, head), strict=True):
             parameter.grad = grad

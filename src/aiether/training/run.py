@@ -43,6 +43,7 @@ from .arms import (
     tokens_per_step,
     windows,
 )
+from .attention_kernels import without_cudnn_attention
 from .config import TrainConfig, read_config, write_config
 from .display import DisplaySettings, TrainingDisplay, open_display
 from .environment import environment
@@ -193,7 +194,7 @@ def check_device(config: TrainConfig) -> None:
 
 
 def _execute(config: TrainConfig, run_dir: Path, *, resume: bool, report: bool) -> RunResult:
-    with open_display(DisplaySettings.from_config(asdict(config))) as display:
+    with open_display(DisplaySettings.from_config(asdict(config))) as display, without_cudnn_attention():
         data = _prepare(config, display)
         if resume:
             _check_same_data(run_dir, data)
