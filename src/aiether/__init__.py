@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         migrate,
     )
     from .integrations import FitResult, GrowthError, GrowthReport, Rewarm, RunFault, RunObserver, fit, grow
+    from .toroidal import load, retrofit
 
 __version__ = "0.1.0"
 
@@ -42,7 +43,9 @@ _HOMES = {
     "family_of": "growth",
     "fit": "integrations",
     "grow": "integrations",
+    "load": "toroidal",
     "migrate": "growth",
+    "retrofit": "toroidal",
 }
 
 __all__ = [
@@ -63,7 +66,9 @@ __all__ = [
     "family_of",
     "fit",
     "grow",
+    "load",
     "migrate",
+    "retrofit",
 ]
 
 

@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig as PreTrainedConfi
 from transformers.data.data_collator import default_data_collator as default_data_collator
 from transformers.generation.configuration_utils import GenerationConfig as GenerationConfig
 from transformers.generation.utils import GenerationMixin as GenerationMixin
+from transformers.modeling_utils import AttentionInterface as AttentionInterface
 from transformers.modeling_utils import PreTrainedModel as PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING as CONFIG_MAPPING
 from transformers.models.auto.configuration_auto import AutoConfig as AutoConfig

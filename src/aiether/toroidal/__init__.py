@@ -1,0 +1,55 @@
+"""Attention on a torus: positions on a ring of fixed period, heads split into platters that see each other.
+
+Names are imported when they are asked for: settings alone need neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .attention import Places, toroidal_attention
+    from .decoders import register_toroidal, retrofit, set_progress, torus_terms
+    from .kernels import attend_eager, attend_flash, merge
+    from .module import ToroidalAttention
+    from .reference import reference_attention
+    from .settings import ToroidalSettings
+    from .storage import load
+    from .terms import Terms, TorusTerms
+
+_HOMES = {
+    "attention": ("Places", "toroidal_attention"),
+    "decoders": ("register_toroidal", "retrofit", "set_progress", "torus_terms"),
+    "kernels": ("attend_eager", "attend_flash", "merge"),
+    "module": ("ToroidalAttention",),
+    "reference": ("reference_attention",),
+    "settings": ("ToroidalSettings",),
+    "storage": ("load",),
+    "terms": ("Terms", "TorusTerms"),
+}
+
+__all__ = [
+    "Places",
+    "Terms",
+    "ToroidalAttention",
+    "ToroidalSettings",
+    "TorusTerms",
+    "attend_eager",
+    "attend_flash",
+    "load",
+    "merge",
+    "reference_attention",
+    "register_toroidal",
+    "retrofit",
+    "set_progress",
+    "toroidal_attention",
+    "torus_terms",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

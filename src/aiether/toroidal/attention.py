@@ -1,0 +1,216 @@
+"""Toroidal attention from fused attention: one call for all pairs of platters, which share keys and values.
+
+Between platters k and l a query's score is linear in the whole key, so that only the query differs: (1 - g) q
++ g sqrt(D) (the query's platter k, put where the key's platter l lies). The distance on the ring is a few
+further dimensions of queries and keys (see distance.py). So D^2 pairs are D^2 heads over the same keys and
+values, N x N each, and the softmax over all platters is put together from theirs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .distance import cosine_weights, in_ring_window, platter_distance, ring_distance, ring_waves
+from .flex import attend_flex
+from .kernels import attend_eager, attend_flash, merge
+from .rotary import turn_between
+from .settings import Distance, ToroidalSettings
+from .terms import Terms
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where tokens stand, and what may attend to what.
+
+    Attributes
+    ----------
+    query, key: int64 (N,) and (M,), or (B, N) and (B, M) where rows begin at different places.
+    allowed: bool, broadcast to (B, H, N, M); None: causal where `causal`, else everything.
+    causal: query n sees keys 0 to n; N and M are equal.
+    """
+
+    query: Tensor
+    key: Tensor
+    allowed: Tensor | None = None
+    causal: bool = True
+
+
+def toroidal_attention(
+    query_BHNX: Tensor,
+    key_BGMX: Tensor,
+    value_BGMX: Tensor,
+    terms: Terms,
+    settings: ToroidalSettings,
+    places: Places,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """(B, H, N, D, X / D), before fusion; `reference_attention` is the same by definition.
+
+    Args:
+        key_BGMX, value_BGMX: G divides H; a key head serves H / G query heads in turn.
+        scale: of the whole head's products, 1 / sqrt(X) as a rule.
+        dropout: probability with which an attention weight is dropped; needs the eager path.
+    """
+    platters, heads = settings.platters, query_BHNX.shape[1]
+    backend = choose_backend(settings, places, query_BHNX, dropout)
+    pairs = _pairs(query_BHNX, terms, settings)  # (B, H D D, N, X)
+    lambda_BPN = _for_pairs(terms.lambda_BHN.expand(-1, heads, query_BHNX.shape[2]), platters)
+    if backend == "flash" or (backend == "flex" and settings.distance != "triangle"):
+        pairs, key_BGMX = _with_waves(pairs, key_BGMX, lambda_BPN, settings, places, scale)
+    if backend == "flash":
+        output, log = attend_flash(pairs, key_BGMX, value_BGMX, causal=places.causal, scale=scale)
+    elif backend == "flex":
+        output, log = attend_flex(pairs, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale)
+    else:
+        output, log = _eager(pairs, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale, dropout)
+    return _union(output, log, terms, platters)
+
+
+def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tensor, dropout: float) -> str:
+    """The path that computes this: the fused one where it can.
+
+    Raises
+    ------
+    ValueError
+        If the settings ask for one that cannot.
+    """
+    plain = settings.window is None and settings.distance != "triangle"
+    one_block = places.allowed is None and dropout == 0
+    flash = plain and one_block and _flash_takes(query_BHNX)
+    flex = one_block and query_BHNX.device.type == "cuda"
+    able = {"flash": flash, "flex": flex, "eager": True}
+    if settings.backend == "auto":
+        return next(name for name, can in able.items() if can)
+    if not able[settings.backend] and one_block:
+        raise ValueError(
+            f"backend={settings.backend!r} cannot compute this on {query_BHNX.device.type} in "
+            f"{query_BHNX.dtype}: leave it at 'auto'"
+        )
+    return settings.backend if able[settings.backend] else "eager"
+
+
+def _flash_takes(query_BHNX: Tensor) -> bool:
+    if query_BHNX.device.type == "cuda":
+        half = query_BHNX.dtype in (torch.float16, torch.bfloat16)
+        return (
+            half
+            and query_BHNX.shape[-1] <= 224
+            and torch.cuda.get_device_capability(query_BHNX.device) >= (8, 0)
+        )
+    return query_BHNX.device.type == "cpu"
+
+
+def _pairs(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettings) -> Tensor:
+    """Queries as each pair (k, l) of platters has them, (B, H D D, N, X), pairs within heads."""
+    platters, size = settings.platters, query_BHNX.shape[-1] // settings.platters
+    if platters == 1:
+        return query_BHNX  # (1 - g) s + g s
+    gate = terms.gate.to(query_BHNX.dtype)
+    whole = (1 - gate) * query_BHNX
+    own = gate * math.sqrt(platters) * query_BHNX
+    pairs = []
+    for k in range(platters):
+        asked = own[..., k * size : (k + 1) * size]
+        for other in range(platters):
+            moved = turn_between(asked, k, other, platters) if settings.platter_rotary else asked
+            around = (other * size, (platters - 1 - other) * size)
+            pairs.append(whole + torch.nn.functional.pad(moved, around))
+    return torch.stack(pairs, 2).flatten(1, 2)
+
+
+def _for_pairs(values_BHN: Tensor, platters: int) -> Tensor:
+    return values_BHN.repeat_interleave(platters * platters, dim=1)
+
+
+def _with_waves(
+    pairs_BPNX: Tensor,
+    key_BGMX: Tensor,
+    lambda_BPN: Tensor,
+    settings: ToroidalSettings,
+    places: Places,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys with the distance as further dimensions.
+
+    A sink's distance is 0 where the others' is 1/4 less their cosines; a constant a query may have, so sinks
+    get lambda / 4 more and the others their cosines.
+    """
+    kind: Distance = "chordal" if settings.distance == "chordal" else "harmonics"
+    weights = [weight for _, weight in cosine_weights(kind)] * 2
+    weights_W = torch.tensor(weights, device=key_BGMX.device)
+    sink = (places.key < settings.sinks)[..., None]
+    key_waves = ring_waves(places.key, settings.period, kind) * ~sink
+    query_waves = ring_waves(places.query, settings.period, kind) * weights_W / scale
+    told = torch.cat([key_waves, sink.float()], dim=-1)
+    asked = torch.cat([query_waves, torch.full_like(query_waves[..., :1], 0.25 / scale)], dim=-1)
+    asked = asked if asked.ndim == 3 else asked[None]
+    told = told if told.ndim == 3 else told[None]
+    asked_BPNW = asked[:, None] * lambda_BPN[..., None]
+    told_BGMW = told[:, None].expand(len(key_BGMX), key_BGMX.shape[1], -1, -1)
+    asked_BPNW, told_BGMW = _in_halves(asked_BPNW, told_BGMW, key_BGMX.dtype)
+    asked_BPNW = asked_BPNW.expand(len(pairs_BPNX), -1, -1, -1)
+    return torch.cat([pairs_BPNX, asked_BPNW], -1), torch.cat([key_BGMX, told_BGMW], -1)
+
+
+def _in_halves(asked: Tensor, told: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Both in `dtype`; in half precision as a rounded number and what it lacks: neighbours would be equal."""
+    if dtype in (torch.float32, torch.float64):
+        return asked.to(dtype), told.to(dtype)
+    asked_high, told_high = asked.to(dtype), told.to(dtype)
+    asked_low, told_low = (asked - asked_high.float()).to(dtype), (told - told_high.float()).to(dtype)
+    return torch.cat([asked_high, asked_high, asked_low], -1), torch.cat([told_high, told_low, told_high], -1)
+
+
+def _eager(
+    pairs_BPNX: Tensor,
+    key_BGMX: Tensor,
+    value_BGMX: Tensor,
+    lambda_BPN: Tensor,
+    settings: ToroidalSettings,
+    places: Places,
+    scale: float,
+    dropout: float,
+) -> tuple[Tensor, Tensor]:
+    """Any mask, any distance; the biases of a block of queries at a time."""
+    shared = pairs_BPNX.shape[1] // key_BGMX.shape[1]
+    keys, values = (each.repeat_interleave(shared, dim=1) for each in (key_BGMX, value_BGMX))
+    allowed = places.allowed
+    if allowed is None and places.causal:
+        length = key_BGMX.shape[2]
+        allowed = torch.ones(length, length, dtype=torch.bool, device=key_BGMX.device).tril()
+    query_places, key_places = (each if each.ndim == 2 else each[None] for each in (places.query, places.key))
+    sink_B1M = (key_places < settings.sinks)[:, None]
+    if settings.window is not None:
+        steps = query_places[:, :, None] - key_places[:, None]
+        near = (in_ring_window(steps, settings.period, settings.window) | sink_B1M)[:, None]
+        allowed = near if allowed is None else allowed & near
+
+    def bias(first: int, last: int) -> Tensor:
+        steps = query_places[:, first:last, None] - key_places[:, None]
+        far = ring_distance(steps, settings.period, settings.distance).masked_fill(sink_B1M, 0)
+        return -lambda_BPN[:, :, first:last, None] * far[:, None]
+
+    return attend_eager(pairs_BPNX, keys, values, allowed=allowed, bias=bias, scale=scale, dropout=dropout)
+
+
+def _union(output_BPNX: Tensor, log_BPN: Tensor, terms: Terms, platters: int) -> Tensor:
+    """Each platter's softmax over the keys of all platters, (B, H, N, D, X / D)."""
+    if platters == 1:
+        return output_BPNX[..., None, :]
+    output = output_BPNX.unflatten(1, (-1, platters, platters)).unflatten(-1, (platters, -1))
+    of_other = torch.stack(
+        [output[:, :, :, other, :, other] for other in range(platters)], 3
+    )  # (B, H, k, l, N, Y)
+    apart = platter_distance(platters, log_BPN.device)[None, None, :, :, None]
+    crossing = ~torch.eye(platters, dtype=torch.bool, device=log_BPN.device)[..., None]
+    cross = torch.where(crossing, terms.cross_H.float()[:, None, None, None], 0)
+    logs = log_BPN.float().unflatten(1, (-1, platters, platters))
+    logs = logs - terms.lambda_BHN.float()[:, :, None, None] * apart + cross
+    merged, _ = merge(of_other, logs)
+    return merged.movedim(2, 3)

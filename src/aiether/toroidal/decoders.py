@@ -1,0 +1,298 @@
+"""Toroidal attention in a trained Hugging Face decoder: the model that it was, until progress moves it.
+
+Layers keep their weights, biases, head order and rotary positions; the torus takes the place of the function
+that compares queries with keys, which transformers calls by name. The mask function is registered under the
+same name: without one transformers passes no mask, and a model would see the future.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from .attention import Places, toroidal_attention
+from .settings import ToroidalSettings
+from .storage import save_differences
+from .terms import TorusTerms
+
+IMPLEMENTATION = "aiether_toroidal"
+"""The name under which transformers finds the attention and its mask."""
+_SUFFIX = "_toroidal"
+
+
+def retrofit(
+    model: PreTrainedModel,
+    *,
+    layers: Sequence[int],
+    settings: ToroidalSettings | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Give layers of a trained decoder toroidal attention, in place; the model computes what it did.
+
+    `set_progress(model, 1.0)` moves it to the targets, training along the way.
+
+    Args:
+        layers: which, from 0.
+        settings: the targets; `options` are fields of `ToroidalSettings`.
+
+    Raises
+    ------
+    ValueError
+        If a layer is named that there is not, the platters do not fit its heads, or the architecture's
+        attention cannot be taken over.
+    """
+    settings = settings or ToroidalSettings(**options)
+    if isinstance(model, ToroidalDecoder):
+        raise ValueError("the model has toroidal layers already: begin from the model as it was before")
+    _check(model, layers)
+    model_class, config_class = _toroidal_classes(type(model))
+    made = [(attention, _terms(attention, settings)) for attention in _attentions(model, layers)]
+    for attention, terms in made:
+        _attach(attention, terms)
+    model.set_attn_implementation(IMPLEMENTATION)
+    model.config.__class__ = config_class
+    model.config.toroidal = {"layers": sorted(layers), "progress": 0.0, **asdict(settings)}
+    model.__class__ = model_class
+    model.config.architectures = [model_class.__name__]
+    return model
+
+
+def set_progress(model: nn.Module, progress: float) -> None:
+    """Move every toroidal layer of a model: 0 is plain attention, 1 the targets of its settings.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer, or the number is not from 0 to 1.
+    """
+    found = list(torus_terms(model))
+    if not found:
+        raise ValueError("the model has no toroidal layer: call aiether.retrofit on it first")
+    for terms in found:
+        terms.set_progress(progress)
+    for module in model.modules():
+        if isinstance(module, ToroidalDecoder):
+            module.config.toroidal = {**module.config.toroidal, "progress": progress}
+
+
+def torus_terms(model: nn.Module) -> Iterator[TorusTerms]:
+    """The terms of each toroidal layer, in the model's order."""
+    return (module for module in model.modules() if isinstance(module, TorusTerms))
+
+
+class ToroidalDecoder:
+    """What is mixed into a model's class."""
+
+    _keep_in_fp32_modules_strict = ["torus"]  # noqa: RUF012 - as transformers declares it
+    config: Any
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        config._attn_implementation = IMPLEMENTATION
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        held = dict(config.toroidal)
+        layers, progress = held.pop("layers"), held.pop("progress")
+        settings = ToroidalSettings(**held)
+        for attention in _attentions(self, layers):  # type: ignore[arg-type]
+            _attach(attention, _terms(attention, settings))
+        if progress:
+            set_progress(self, progress)  # type: ignore[arg-type]
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        whole: bool | None = None,
+        base: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Store what differs from the base model, for `aiether.load`, or the whole model.
+
+        Args:
+            whole: everything, as transformers does. None: where the base is not known, and where the caller
+                brings a state of its own, as the Trainer's checkpoints do.
+            base: folder or name of the base model; None: where the model was loaded from.
+        """
+        known = base or self.config.toroidal.get("base") or self.config._name_or_path
+        if whole or (whole is None and (not known or "state_dict" in kwargs)):
+            super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        else:
+            save_differences(self, save_directory, base)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, TorusTerms):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)  # type: ignore[misc]
+
+
+def _terms(attention: Any, settings: ToroidalSettings) -> TorusTerms:
+    """The layer's terms; a layer with a window of its own no longer has the first tokens, nor sinks."""
+    config = attention.config
+    heads = config.num_attention_heads
+    head_dim = getattr(attention, "head_dim", None) or config.hidden_size // heads
+    if _has_window(config, attention.layer_idx):
+        settings = replace(settings, sinks=0)
+    return TorusTerms(heads, head_dim, settings)
+
+
+def _has_window(config: Any, layer: int) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return kinds[layer] == "sliding_attention"
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+
+
+def _attach(attention: Any, terms: TorusTerms) -> None:
+    reference = next(attention.parameters())
+    attention.torus = terms.to(reference.device).train(attention.training)
+
+
+def _attentions(model: nn.Module, layers: Sequence[int]) -> list[Any]:
+    """The attention module of each of the layers."""
+    found: dict[int, list[Any]] = {}
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int) and "Attention" in type(module).__name__:
+            found.setdefault(index, []).append(module)
+    missing = [index for index in layers if len(found.get(index, ())) != 1]
+    if missing:
+        raise ValueError(
+            f"{type(model).__name__} has no single attention module in the layers {missing}: toroidal "
+            "attention does not work on this architecture"
+        )
+    return [found[index][0] for index in layers]
+
+
+def _check(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    config: Any = model.config
+    depth = config.num_hidden_layers
+    if not layers or len(set(layers)) != len(layers) or any(not 0 <= index < depth for index in layers):
+        raise ValueError(f"layers is {list(layers)}: name each of some from 0 to {depth - 1} once")
+    reasons = {
+        "it has an encoder": config.is_encoder_decoder or getattr(config, "add_cross_attention", False),
+        "its attention is not called through transformers' attention interface": (
+            not model._supports_attention_backend or not model._supports_sdpa
+        ),
+        "its scores are capped (attn_logit_softcapping)": bool(
+            getattr(config, "attn_logit_softcapping", None)
+        ),
+        "it upcasts or reorders its scores (reorder_and_upcast_attn)": bool(
+            getattr(config, "reorder_and_upcast_attn", False)
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"toroidal attention does not work on {type(model).__name__}: {reason}; take another "
+                "architecture"
+            )
+
+
+@cache
+def _toroidal_classes(
+    model_class: type[PreTrainedModel],
+) -> tuple[type[PreTrainedModel], type[PreTrainedConfig]]:
+    """The classes of a model's toroidal form and its configuration, known to transformers' Auto classes."""
+    plain: Any = model_class.config_class
+    model_type = plain.model_type + _SUFFIX
+    added = {
+        "model_type": model_type,
+        "toroidal": None,
+        "__annotations__": {"toroidal": dict[str, Any] | None},
+    }
+    config_class = type(f"Toroidal{plain.__name__}", (plain,), added)
+    toroidal_class: Any = type(
+        f"Toroidal{model_class.__name__}",
+        (ToroidalDecoder, model_class),
+        {"config_class": config_class, "__module__": __name__},
+    )
+    AutoConfig.register(model_type, config_class, exist_ok=True)
+    if plain in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[plain] is model_class:
+        AutoModelForCausalLM.register(config_class, toroidal_class, exist_ok=True)
+    renamed = get_checkpoint_conversion_mapping(plain.model_type)
+    if renamed is not None:
+        register_checkpoint_conversion_mapping(model_type, renamed, overwrite=True)
+    return toroidal_class, config_class
+
+
+def register_toroidal(model_type: object) -> bool:
+    """Whether a model type is a decoder's with toroidal layers; transformers' Auto classes then know it."""
+    plain = str(model_type).removesuffix(_SUFFIX)
+    if plain == model_type or plain not in CONFIG_MAPPING:
+        return False
+    config_class = CONFIG_MAPPING[plain]
+    if config_class not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    _toroidal_classes(MODEL_FOR_CAUSAL_LM_MAPPING[config_class])
+    return True
+
+
+def _attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls: plain attention in other layers and at progress 0."""
+    terms: TorusTerms | None = getattr(module, "torus", None)
+    if terms is None or not terms.active:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
+        )
+    platters = toroidal_attention(
+        query,
+        key,
+        value,
+        terms(query),
+        terms.settings,
+        _places(query.shape[2], key.shape[2], attention_mask, key.device),
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout=dropout,
+    )
+    return terms.fuse(platters).flatten(3).transpose(1, 2).contiguous(), None
+
+
+def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.device) -> Places:
+    """Where queries and keys stand. Without a mask the queries are the last tokens, causal among themselves.
+
+    With one, a token stands at the last key that it may see, its own; places are counted from the first key
+    that anybody sees, so that padding on the left shifts nothing.
+    """
+    key_places = torch.arange(num_keys, device=device)
+    if mask is None:
+        return Places(key_places[num_keys - num_queries :], key_places, causal=num_queries == num_keys)
+    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    rows_BNM = allowed[:, 0]
+    first_B1 = rows_BNM.any(1).long().argmax(-1, keepdim=True)
+    own_BN = (rows_BNM * key_places).amax(-1)
+    return Places(own_BN - first_B1, key_places - first_B1, allowed, causal=False)
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention_forward)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)

@@ -1,0 +1,56 @@
+"""Distance on a ring of fixed period, and how a product of queries and keys can carry it.
+
+A distance in cosines is a sum of products of what each token knows of its own place: cos(a - b) = cos a cos b
++ sin a sin b. As further dimensions of queries and keys it needs no bias of one entry a pair.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .settings import Distance
+
+_HARMONICS = (1, 3, 5, 7)
+
+
+def ring_distance(steps: Tensor, period: int, kind: Distance) -> Tensor:
+    """Distance between tokens that are so many steps apart, float32 of the same shape, from 0 to 1/2."""
+    if kind == "triangle":
+        wrapped = steps.remainder(period)
+        return torch.minimum(wrapped, period - wrapped).float() / period
+    angle = steps.remainder(period).double() * (2 * math.pi / period)
+    weights = cosine_weights(kind)
+    return (0.25 - torch.stack([weight * (n * angle).cos() for n, weight in weights]).sum(0)).float()
+
+
+def cosine_weights(kind: Distance) -> list[tuple[int, float]]:
+    """(n, weight): the distance is 1/4 less the sum of weight cos(n 2 pi d / P).
+
+    The chord has one term. The triangle's series is 2/pi^2 sum over odd n of cos(n x) / n^2.
+    """
+    if kind == "chordal":
+        return [(1, 0.25)]
+    return [(n, 2 / (math.pi * n) ** 2) for n in _HARMONICS]
+
+
+def ring_waves(places: Tensor, period: int, kind: Distance) -> Tensor:
+    """cos and sin of each harmonic at each place, float32 (..., 2 harmonics), computed in float64."""
+    angle = places.remainder(period).double()[..., None] * (2 * math.pi / period)
+    order = torch.tensor([n for n, _ in cosine_weights(kind)], device=places.device, dtype=torch.float64)
+    return torch.cat([(angle * order).cos(), (angle * order).sin()], dim=-1).float()
+
+
+def platter_distance(platters: int, device: torch.device) -> Tensor:
+    """Distance between platters, which lie on a ring too, float32 (D, D): min(|k - l|, D - |k - l|) / D."""
+    index = torch.arange(platters, device=device)
+    apart = (index[:, None] - index).abs()
+    return torch.minimum(apart, platters - apart).float() / platters
+
+
+def in_ring_window(steps: Tensor, period: int, window: int) -> Tensor:
+    """Whether tokens so many steps apart lie within `window` of each other around the ring, bool."""
+    wrapped = steps.remainder(period)
+    return torch.minimum(wrapped, period - wrapped) <= window

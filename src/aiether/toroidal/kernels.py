@@ -1,0 +1,145 @@
+"""Attention that also returns the log of its normaliser, with gradients through both.
+
+With it attention over a union of key sets is put together from attention over each: the platters of a torus,
+the blocks of a ring of devices. PyTorch's fused kernels return the logarithm, but let no gradient through it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+_ALIGNED = 8
+"""Fused kernels take heads of a multiple of so many dimensions."""
+_QUERIES = 512
+"""Queries that the eager path scores at once."""
+
+
+def attend_eager(
+    query_BHNX: Tensor,
+    key_BHMX: Tensor,
+    value_BHMY: Tensor,
+    *,
+    allowed: Tensor | None = None,
+    bias: Any = None,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """(B, H, N, Y) and the log-sum-exp of the scores, float32 (B, H, N).
+
+    Queries are taken in blocks and recomputed for the gradient: memory grows with M, not with N x M.
+
+    Args:
+        allowed: bool, broadcast to (B, H, N, M); None: everything. A query that may attend to nothing gets 0
+            and a log-sum-exp of -inf.
+        bias: f(first, last) -> what is added to the scores of these queries, broadcast to (B, H, queries, M).
+        dropout: probability with which a weight is dropped.
+    """
+    outputs, logs = [], []
+    for first in range(0, query_BHNX.shape[2], _QUERIES):
+        last = min(first + _QUERIES, query_BHNX.shape[2])
+
+        def block(query: Tensor, key: Tensor, value: Tensor, first: int = first, last: int = last) -> Any:
+            scores = (query.float() @ key.float().mT) * scale
+            if bias is not None:
+                scores = scores + bias(first, last)
+            if allowed is not None:
+                rows = allowed if allowed.shape[-2] == 1 else allowed[..., first:last, :]
+                scores = scores.masked_fill(~rows, -math.inf)
+            logs = scores.logsumexp(-1)
+            weights = (scores - logs.masked_fill(logs == -math.inf, 0)[..., None]).exp()
+            return F.dropout(weights, dropout).to(value.dtype) @ value, logs
+
+        given = (query_BHNX[:, :, first:last], key_BHMX, value_BHMY)
+        blocked = query_BHNX.shape[2] > _QUERIES and torch.is_grad_enabled()
+        output, log = checkpoint(block, *given, use_reentrant=False) if blocked else block(*given)
+        outputs.append(output)
+        logs.append(log)
+    return torch.cat(outputs, 2), torch.cat(logs, 2)
+
+
+def attend_flash(
+    query_BHNX: Tensor, key_BGMX: Tensor, value_BGMY: Tensor, *, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same from PyTorch's flash kernels, in memory that grows with N + M.
+
+    Args:
+        key_BGMX, value_BGMY: G divides H: each is shared by H / G heads in turn.
+        causal: the first query sees the first key; N and M are equal then.
+    """
+    width = max(query_BHNX.shape[-1], value_BGMY.shape[-1] + 1)  # one dimension of values is left free
+    width += -width % _ALIGNED
+    given = (query_BHNX, key_BGMX, value_BGMY)
+    padded = (F.pad(each, (0, width - each.shape[-1])) for each in given)
+    output, log_BHN = _Flash.apply(*padded, causal, scale)  # type: ignore[misc]
+    return output[..., : value_BGMY.shape[-1]], log_BHN
+
+
+class _Flash(torch.autograd.Function):
+    """Flash attention whose log-sum-exp has a gradient.
+
+    d lse / d s_j = p_j, so that the scores' gradient is p (dP - (delta - d lse)) with delta = sum(dO O). The
+    kernel takes delta from O and dO: in the free dimension, where all values are 0, dO is 1 and O is -d lse.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> Any:
+        ctx.causal, ctx.scale = causal, scale
+        if query.device.type == "cuda":
+            found = torch.ops.aten._scaled_dot_product_flash_attention(
+                query, key, value, 0.0, causal, False, scale=scale
+            )
+            output, log, *ctx.rest = found[:6]
+            ctx.state = found[6:8]
+        else:
+            shared = query.shape[1] // key.shape[1]
+            output, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, _for_heads(key, shared), _for_heads(value, shared), 0.0, causal, scale=scale
+            )
+        ctx.save_for_backward(query, key, value, output, log)
+        return output, log
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_output, grad_log = grad_outputs
+        query, key, value, output, log = ctx.saved_tensors
+        grad_output, output = grad_output.clone(), output.clone()
+        grad_output[..., -1] = 1
+        output[..., -1] = -grad_log
+        if query.device.type == "cuda":
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+                grad_output, query, key, value, output, log, *ctx.rest, 0.0, ctx.causal, *ctx.state,
+                scale=ctx.scale,
+            )  # fmt: skip
+        else:
+            shared = query.shape[1] // key.shape[1]
+            keys, values = _for_heads(key, shared), _for_heads(value, shared)
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad_output, query, keys, values, output, log, 0.0, ctx.causal, scale=ctx.scale
+            )
+            grads = (grads[0], *(_of_heads(each, shared) for each in grads[1:]))
+        return *grads, None, None
+
+
+def _for_heads(shared_BGMX: Tensor, times: int) -> Tensor:
+    return shared_BGMX if times == 1 else shared_BGMX.repeat_interleave(times, dim=1)
+
+
+def _of_heads(heads_BHMX: Tensor, times: int) -> Tensor:
+    return heads_BHMX if times == 1 else heads_BHMX.unflatten(1, (-1, times)).sum(2)
+
+
+def merge(outputs: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over a union: outputs (..., S, N, Y) and log-sum-exps (..., S, N) of S key sets -> without S.
+
+    Where no set had a key for a query, its output is 0 and its logarithm -inf.
+    """
+    whole = logs.logsumexp(-2)
+    share = (logs - whole.masked_fill(whole == -math.inf, 0)[..., None, :]).exp()
+    return (share[..., None].to(outputs.dtype) * outputs).sum(-3), whole

@@ -1,0 +1,101 @@
+"""Toroidal attention as a module for new models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Places, toroidal_attention
+from .rotary import ring_frequencies, turn_by_place
+from .settings import ToroidalSettings
+from .terms import TorusTerms
+
+
+class ToroidalAttention(nn.Module):
+    """Self-attention on a torus: (B, N, hidden_size) -> (B, N, hidden_size), at progress 1 from the start.
+
+    Args:
+        num_key_value_heads: keys and values are shared by groups of heads; None: each has its own.
+        settings: see `ToroidalSettings`; `options` are its fields.
+        causal: no token sees a later one.
+        rotary: tokens are turned by frequencies that come round once in a period (`ring`), the first half of
+            a head's dimensions with the second, or not at all (None).
+        dropout: probability with which an attention weight is dropped in training.
+
+    Raises
+    ------
+    ValueError
+        For settings that do not fit the heads.
+    """
+
+    angles: Tensor
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        *,
+        num_key_value_heads: int | None = None,
+        settings: ToroidalSettings | None = None,
+        causal: bool = True,
+        bias: bool = False,
+        rotary: str | None = "ring",
+        dropout: float = 0.0,
+        **options: object,
+    ) -> None:
+        super().__init__()
+        settings = settings or ToroidalSettings(**options)  # type: ignore[arg-type]
+        groups = num_heads if num_key_value_heads is None else num_key_value_heads
+        if hidden_size % num_heads or num_heads % groups:
+            raise ValueError(
+                f"num_heads {num_heads} must divide hidden_size {hidden_size}, and num_key_value_heads "
+                f"{groups} must divide num_heads"
+            )
+        if rotary not in ("ring", None):
+            raise ValueError(f"rotary is {rotary!r}: choose 'ring' or None")
+        self.head_dim = hidden_size // num_heads
+        self.causal, self.rotary, self.dropout, self.settings = causal, rotary, dropout, settings
+        self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.k_proj = nn.Linear(hidden_size, groups * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(hidden_size, groups * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
+        self.torus = TorusTerms(num_heads, self.head_dim, settings)
+        self.torus.set_progress(1.0)
+        angles = ring_frequencies(self.head_dim // 2, settings.period).float()
+        self.register_buffer("angles", angles, persistent=False)
+
+    def forward(self, hidden_BNC: Tensor, present_BN: Tensor | None = None) -> Tensor:
+        """`present_BN`: bool, False for padding, which nobody attends to; None: there is none.
+
+        Places are counted from the first token that is no padding.
+        """
+        query, key, value = (
+            projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projected in (self.q_proj(hidden_BNC), self.k_proj(hidden_BNC), self.v_proj(hidden_BNC))
+        )
+        places = self._places(hidden_BNC, present_BN)
+        if self.rotary is not None:
+            query, key = (turn_by_place(each, places.query, self.angles) for each in (query, key))
+        platters = toroidal_attention(
+            query,
+            key,
+            value,
+            self.torus(query),
+            self.settings,
+            places,
+            scale=self.head_dim**-0.5,
+            dropout=self.dropout if self.training else 0.0,
+        )
+        return self.o_proj(self.torus.fuse(platters).flatten(3).transpose(1, 2).flatten(2))
+
+    def _places(self, hidden_BNC: Tensor, present_BN: Tensor | None) -> Places:
+        length = hidden_BNC.shape[1]
+        places = torch.arange(length, device=hidden_BNC.device)
+        if present_BN is None:
+            return Places(places, places, causal=self.causal)
+        places = places - present_BN.long().argmax(-1, keepdim=True)
+        allowed = present_BN[:, None, None, :]
+        if self.causal:
+            ones = torch.ones(length, length, dtype=torch.bool, device=hidden_BNC.device)
+            allowed = allowed & ones.tril()
+        return Places(places, places, allowed, causal=False)

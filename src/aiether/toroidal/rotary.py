@@ -1,0 +1,37 @@
+"""Rotations: of platters against each other, and of tokens around a ring of fixed period."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def turn(pairs_X: Tensor, angle: Tensor | float) -> Tensor:
+    """Turn pairs of dimensions (the first half with the second, as transformers pairs them) by an angle."""
+    angle = torch.as_tensor(angle, dtype=torch.float32, device=pairs_X.device)
+    cos, sin = angle.cos().to(pairs_X.dtype), angle.sin().to(pairs_X.dtype)
+    first, second = pairs_X.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def turn_between(query_NY: Tensor, own: int, other: int, platters: int) -> Tensor:
+    """A platter's queries as another's keys meet them, where both are turned by their platter's angle."""
+    return turn(query_NY, 2 * math.pi * (own - other) / platters)
+
+
+def ring_frequencies(num_pairs: int, period: int, base: float = 10000.0) -> Tensor:
+    """Angles a token, float64 (pairs,): base^(-m / pairs), moved to a whole number of turns a period.
+
+    A frequency below half a turn a period becomes 0: it cannot come round.
+    """
+    usual = base ** (-torch.arange(num_pairs, dtype=torch.float64) / num_pairs)
+    step = 2 * math.pi / period
+    return (usual / step).round() * step
+
+
+def turn_by_place(heads_BHNX: Tensor, places: Tensor, angles: Tensor) -> Tensor:
+    """Turn each token by its place times the `angles` (X / 2,); places int64, (N,) or (B, N)."""
+    angle = places[..., None].float() * angles
+    return turn(heads_BHNX, angle if places.ndim == 1 else angle[:, None])

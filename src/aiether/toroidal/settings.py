@@ -1,0 +1,88 @@
+"""What a torus is: platters, period, distance, and how strong each of them is once the change is complete."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Distance = Literal["chordal", "triangle", "harmonics"]
+FusionMode = Literal["low_rank", "attention", "mean"]
+Backend = Literal["auto", "flash", "flex", "eager"]
+
+
+@dataclass(frozen=True)
+class ToroidalSettings:
+    """The attention's form, and its targets: what holds at progress 1. At progress 0 it is plain attention.
+
+    Attributes
+    ----------
+    platters: D, into which a head's dimensions are split.
+    period: P, tokens around the ring. It is fixed: a period that were the sequence's length would let the
+        future change the past.
+    distance: `chordal`, (1 - cos(2 pi d / P)) / 4, or `triangle`, min(d, P - d) / P; both are 1/2 at P/2.
+        `harmonics` is the triangle by its first four harmonics, off by 0.013 at most, for kernels that take
+        no bias.
+    lambda_distance: what a distance of 1 takes from a logit. Learned per head, and per token where
+        `token_lambda`, between it divided by and times `lambda_range`.
+    gate: the share g of a score that is the platter's own instead of the whole head's.
+    cross: beta, added to scores between different platters; learned per head within `cross_range` of it.
+    fusion_mode: how a token's platters are mixed afterwards, `fusion_rank` of `low_rank` and `attention`.
+    sinks: tokens at the beginning that no distance is taken from, since attention rests on them (Xiao et al.
+        2024, arXiv:2309.17453).
+    window: how far a token sees around the ring, in tokens; None: everywhere.
+    platter_rotary: turn a platter's queries and keys by the platter's angle, the third axis of rotation.
+    """
+
+    platters: int = 2
+    period: int = 2048
+    distance: Distance = "chordal"
+    lambda_distance: float = 2.0
+    lambda_range: float = 2.0
+    token_lambda: bool = True
+    gate: float = 0.5
+    cross: float = -2.0
+    cross_range: float = 2.0
+    fusion_mode: FusionMode = "low_rank"
+    fusion_rank: int = 1
+    sinks: int = 4
+    window: int | None = None
+    platter_rotary: bool = False
+    backend: Backend = "auto"
+
+    def __post_init__(self) -> None:
+        for name, kind in (("distance", Distance), ("fusion_mode", FusionMode), ("backend", Backend)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}: choose one of {', '.join(get_args(kind))}"
+                )
+        for name, least in (("platters", 1), ("period", 2), ("fusion_rank", 1), ("sinks", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window is {self.window}: it must be at least 1, or None for no window")
+        if not 0 <= self.gate <= 1:
+            raise ValueError(f"gate is {self.gate}: a share from 0 to 1 is meant")
+        if self.lambda_distance < 0 or self.lambda_range < 1 or self.cross_range < 0:
+            raise ValueError(
+                f"lambda_distance {self.lambda_distance} and cross_range {self.cross_range} must be 0 or "
+                f"more, lambda_range {self.lambda_range} 1 or more"
+            )
+        if self.backend == "flash" and (self.window is not None or self.distance == "triangle"):
+            raise ValueError(
+                "backend='flash' takes neither a window nor distance='triangle': choose distance='harmonics' "
+                "or 'chordal' without a window, or backend='flex' or 'eager'"
+            )
+
+    def check_head(self, head_dim: int) -> None:
+        """Raises ValueError if the platters cannot share a head of this size."""
+        if head_dim % self.platters:
+            fitting = [n for n in range(1, head_dim + 1) if head_dim % n == 0 and n <= 16]
+            raise ValueError(
+                f"platters is {self.platters}, which does not divide the heads' {head_dim} dimensions: "
+                f"choose one of {', '.join(map(str, fitting))}"
+            )
+        if self.platter_rotary and (head_dim // self.platters) % 2:
+            raise ValueError(
+                f"platter_rotary turns pairs of dimensions, and a platter has {head_dim // self.platters}: "
+                "choose fewer platters, or leave it out"
+            )

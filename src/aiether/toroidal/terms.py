@@ -1,0 +1,129 @@
+"""What makes plain attention toroidal, as parameters: gates, distance, scores between platters, fusion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .settings import ToroidalSettings
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms at the present progress.
+
+    Attributes
+    ----------
+    gate: float32 scalar, g.
+    lambda_BHN: float32 (B or 1, H, N or 1), what a distance of 1 takes from the logits of a query.
+    cross_H: float32, added to scores between different platters; -inf at progress 0.
+    """
+
+    gate: Tensor
+    lambda_BHN: Tensor
+    cross_H: Tensor
+
+
+class TorusTerms(nn.Module):
+    """Learned terms of one attention layer.
+
+    At progress 0 they leave attention as it was, at 1 they are what `settings` asks for, moved by what was
+    learned within its bounds. Progress is set from outside (`set_progress`).
+    """
+
+    progress: Tensor
+
+    def __init__(self, num_heads: int, head_dim: int, settings: ToroidalSettings) -> None:
+        super().__init__()
+        settings.check_head(head_dim)
+        self.settings, self.num_heads, self.head_dim = settings, num_heads, head_dim
+        self.active = False  # progress > 0, known without asking a device
+        self.register_buffer("progress", torch.zeros(()))
+        platters, rank, size = settings.platters, settings.fusion_rank, head_dim // settings.platters
+        self.lambda_shift = nn.Parameter(torch.empty(num_heads))
+        self.lambda_token = nn.Parameter(torch.empty(num_heads, head_dim)) if settings.token_lambda else None
+        self.cross_shift = self.fusion_left = self.fusion_right = self.fusion_scale = None
+        if platters > 1:
+            self.cross_shift = nn.Parameter(torch.empty(num_heads))
+            if settings.fusion_mode == "low_rank":
+                self.fusion_left = nn.Parameter(torch.empty(num_heads, platters, rank))
+                self.fusion_right = nn.Parameter(torch.empty(num_heads, platters, rank))
+            elif settings.fusion_mode == "attention":
+                self.fusion_left = nn.Parameter(torch.empty(num_heads, size, rank))
+                self.fusion_right = nn.Parameter(torch.empty(num_heads, size, rank))
+                self.fusion_scale = nn.Parameter(torch.empty(num_heads))
+        self.register_load_state_dict_post_hook(TorusTerms._read_progress)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Everything at its target, and no fusion yet: one factor is drawn, the other is 0."""
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+        if self.fusion_left is not None:
+            nn.init.normal_(self.fusion_left)
+        if self.settings.fusion_mode == "attention" and self.fusion_right is not None:
+            nn.init.normal_(self.fusion_right)
+
+    def set_progress(self, progress: float) -> None:
+        """From 0, plain attention, to 1.
+
+        Raises
+        ------
+        ValueError
+            For a number outside of 0 to 1.
+        """
+        if not 0 <= progress <= 1:
+            raise ValueError(f"progress is {progress}: from 0 (plain attention) to 1 (the targets) is meant")
+        self.active = progress > 0
+        self.progress.fill_(progress)
+
+    def _read_progress(self, *loaded: Any) -> None:
+        self.active = bool(self.progress > 0)
+
+    def forward(self, query_BHNX: Tensor) -> Terms:
+        """The terms for queries; `lambda_BHN` of each of them where lambda depends on the token."""
+        settings, progress = self.settings, self.progress
+        shift = self.lambda_shift.float()[None, :, None]
+        if self.lambda_token is not None:
+            unit_BHNX = F.normalize(query_BHNX.float(), dim=-1)
+            shift = shift + torch.einsum("bhnx,hx->bhn", unit_BHNX, self.lambda_token.float())
+        factor = torch.exp(math.log(settings.lambda_range) * torch.tanh(shift))
+        cross = query_BHNX.new_full((self.num_heads,), settings.cross, dtype=torch.float32)
+        if self.cross_shift is not None:
+            cross = cross + settings.cross_range * torch.tanh(self.cross_shift.float())
+        return Terms(
+            gate=progress * settings.gate,
+            lambda_BHN=progress * settings.lambda_distance * factor,
+            cross_H=cross + progress.log(),
+        )
+
+    def fuse(self, platters_BHNDY: Tensor) -> Tensor:
+        """Mix a token's platters, (B, H, N, D, head_dim / D): Omega = I at progress 0.
+
+        `low_rank`: Omega = I + U V^T / sqrt(r). `attention`: Omega = I + s (A - 1/D), with A the softmax over
+        platters of the products of a token's own platters. `mean`: every platter becomes their mean.
+        """
+        mode, platters = self.settings.fusion_mode, self.settings.platters
+        if platters == 1:
+            return platters_BHNDY
+        progress = self.progress.to(platters_BHNDY.dtype)
+        if mode == "mean":
+            return torch.lerp(platters_BHNDY, platters_BHNDY.mean(3, keepdim=True), progress)
+        assert self.fusion_left is not None
+        assert self.fusion_right is not None
+        scale = self.settings.fusion_rank**-0.5
+        left, right = (each.to(platters_BHNDY.dtype) for each in (self.fusion_left, self.fusion_right))
+        if mode == "low_rank":
+            omega_HDD = torch.einsum("hkr,hlr->hkl", left, right) * scale
+            return platters_BHNDY + progress * torch.einsum("hkl,bhnly->bhnky", omega_HDD, platters_BHNDY)
+        assert self.fusion_scale is not None
+        asked = torch.einsum("bhnky,hyr->bhnkr", platters_BHNDY, left)
+        told = torch.einsum("bhnly,hyr->bhnlr", platters_BHNDY, right)
+        mixed = torch.softmax((asked @ told.mT).float() * scale, dim=-1).to(asked.dtype) - 1 / platters
+        strength = progress * self.fusion_scale.to(asked.dtype)[None, :, None, None, None]
+        return platters_BHNDY + strength * (mixed @ platters_BHNDY)

@@ -1,0 +1,240 @@
+"""The fused paths against attention by definition: outputs and all gradients."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from aiether.toroidal import (
+    Places,
+    ToroidalSettings,
+    TorusTerms,
+    attend_eager,
+    attend_flash,
+    merge,
+    reference_attention,
+    toroidal_attention,
+)
+from aiether.toroidal.distance import ring_distance, ring_waves
+
+HEADS, GROUPS, HEAD_DIM = 4, 2, 24
+
+
+def terms_of(chosen: ToroidalSettings, progress: float = 0.7) -> TorusTerms:
+    """Terms away from where they start, so that each has a part in the result."""
+    torch.manual_seed(0)
+    terms = TorusTerms(HEADS, HEAD_DIM, chosen)
+    terms.set_progress(progress)
+    for parameter in terms.parameters():
+        torch.nn.init.normal_(parameter)
+    return terms
+
+
+def tensors(length: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    sizes = [(2, heads, length, HEAD_DIM) for heads in (HEADS, GROUPS, GROUPS)]
+    query, key, value = (
+        torch.randn(size, generator=generator, dtype=dtype).requires_grad_() for size in sizes
+    )
+    return query, key, value
+
+
+def by_definition(
+    query: Tensor, key: Tensor, value: Tensor, terms: TorusTerms, places: Tensor, allowed: Tensor
+) -> Tensor:
+    keys, values = (each.repeat_interleave(HEADS // GROUPS, dim=1) for each in (key, value))
+    return reference_attention(
+        query,
+        keys,
+        values,
+        terms(query),
+        terms.settings,
+        query_places=places,
+        key_places=places,
+        allowed=allowed,
+        scale=HEAD_DIM**-0.5,
+    )
+
+
+def gradients(output: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
+    return list(torch.autograd.grad((output * weight).sum(), inputs))
+
+
+FORMS = [
+    form
+    for form in itertools.product(
+        (1, 2, 3), ("chordal", "harmonics", "triangle"), (None, 5), (False, True), ("flash", "eager")
+    )
+    if not (form[4] == "flash" and (form[1] == "triangle" or form[2]))
+]
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("platters", "distance", "window", "rotary", "backend"), FORMS)
+def test_each_path_is_attention_by_definition_with_its_gradients(
+    platters: int, distance: Any, window: int | None, rotary: bool, backend: Any, causal: bool
+) -> None:
+    chosen = ToroidalSettings(
+        platters=platters,
+        period=16,
+        distance=distance,
+        lambda_distance=5.0,
+        sinks=2,
+        window=window,
+        platter_rotary=rotary,
+        backend=backend,
+    )
+    terms, (query, key, value), places = terms_of(chosen), tensors(37), torch.arange(37)
+    allowed = torch.ones(37, 37, dtype=torch.bool)
+    allowed = allowed.tril() if causal else allowed
+    expected = by_definition(query, key, value, terms, places, allowed)
+    found = toroidal_attention(
+        query, key, value, terms(query), chosen, Places(places, places, causal=causal), scale=HEAD_DIM**-0.5
+    )
+    assert torch.allclose(found, expected, atol=2e-6)
+    learned = [p for name, p in terms.named_parameters() if "fusion" not in name]
+    inputs = [query, key, value, *learned]
+    for mine, right in zip(gradients(found, inputs), gradients(expected, inputs), strict=True):
+        assert torch.allclose(mine, right, atol=1e-5 * right.abs().max().item() + 1e-7)
+
+
+def test_rows_of_different_beginnings_are_each_as_they_are_alone() -> None:
+    chosen = ToroidalSettings(platters=2, period=16, lambda_distance=8.0)
+    terms, (query, key, value) = terms_of(chosen), tensors(12)
+    starts = torch.tensor([0, 5])
+    places = torch.arange(12) - starts[:, None]
+    present = places >= 0
+    allowed = present[:, None, None] & torch.ones(12, 12, dtype=torch.bool).tril()
+    both = toroidal_attention(
+        query, key, value, terms(query), chosen, Places(places, places, allowed, causal=False), scale=0.2
+    )
+    for row, start in enumerate(starts.tolist()):
+        alone = [each[row : row + 1, :, start:] for each in (query, key, value)]
+        ahead = torch.arange(12 - start)
+        expected = toroidal_attention(*alone, terms(alone[0]), chosen, Places(ahead, ahead), scale=0.2)
+        assert torch.allclose(both[row : row + 1, :, start:], expected, atol=1e-6)
+    assert both.isfinite().all(), "a query that sees nothing gets 0, not NaN"
+
+
+def test_nothing_later_changes_what_came_before_however_long_the_sequence_is() -> None:
+    chosen = ToroidalSettings(platters=2, period=7, lambda_distance=8.0)
+    terms, (query, key, value) = terms_of(chosen, progress=1.0), tensors(30)
+    whole = toroidal_attention(
+        query, key, value, terms(query), chosen, Places(*[torch.arange(30)] * 2), scale=0.2
+    )
+    part = [each[:, :, :11] for each in (query, key, value)]
+    short = toroidal_attention(*part, terms(part[0]), chosen, Places(*[torch.arange(11)] * 2), scale=0.2)
+    assert torch.allclose(whole[:, :, :11], short, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(length=st.integers(1, 40), sets=st.integers(1, 4), causal=st.booleans(), seed=st.integers(0, 99))
+def test_merged_attention_over_parts_is_attention_over_the_whole(
+    length: int, sets: int, causal: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(1, 2, length, 8, generator=generator, dtype=torch.float64)
+    keys, values = torch.randn(2, sets, 1, 2, length, 8, generator=generator, dtype=torch.float64)
+    parts = [attend_flash(query, k, v, causal=causal, scale=0.3) for k, v in zip(keys, values, strict=True)]
+    found, log = merge(torch.stack([p[0] for p in parts], 2), torch.stack([p[1] for p in parts], 2))
+    mask = torch.ones(length, length, dtype=torch.bool)
+    mask = (mask.tril() if causal else mask).repeat(1, sets)
+    all_keys, all_values = (torch.cat(list(each), 2) for each in (keys, values))
+    expected, expected_log = attend_eager(query, all_keys, all_values, allowed=mask[None, None], scale=0.3)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert torch.allclose(log.double(), expected_log.double(), atol=1e-5)
+
+
+def test_the_log_sum_exp_has_its_gradient() -> None:
+    query, key, value = tensors(9)
+    found = attend_flash(query, key, value, causal=True, scale=0.2)
+    scores = torch.einsum("bhnx,bhmx->bhnm", query, key.repeat_interleave(2, dim=1)) * 0.2
+    scores = scores.masked_fill(~torch.ones(9, 9, dtype=torch.bool).tril(), -math.inf)
+    expected = torch.softmax(scores, -1) @ value.repeat_interleave(2, dim=1), scores.logsumexp(-1)
+    for mine, right in zip(found, expected, strict=True):
+        assert torch.allclose(mine, right, atol=1e-6)
+    inputs = [query, key, value]
+    both = [3 * out.sum() + out.square().sum() + (log * log).sum() for out, log in (found, expected)]
+    for mine, right in zip(*(torch.autograd.grad(each, inputs) for each in both), strict=True):
+        assert torch.allclose(mine, right, atol=2e-5)
+
+
+def test_queries_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = ToroidalSettings(platters=2, period=16, distance="triangle")
+    terms, (query, key, value), places = terms_of(chosen), tensors(37), Places(*[torch.arange(37)] * 2)
+    inputs = [query, key, value]
+    found = []
+    for size in (512, 8):
+        monkeypatch.setattr("aiether.toroidal.kernels._QUERIES", size)
+        output = toroidal_attention(query, key, value, terms(query), chosen, places, scale=0.2)
+        found.append([output, *gradients(output, inputs)])
+    for mine, right in zip(*found, strict=True):
+        assert torch.allclose(mine, right, atol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_is_eager() -> None:
+    chosen = ToroidalSettings(platters=2, period=16)
+    terms, (query, key, value), places = terms_of(chosen), tensors(6), Places(*[torch.arange(6)] * 2)
+    plain = toroidal_attention(query, key, value, terms(query), chosen, places, scale=0.2)
+    with torch.no_grad():
+        dropped = torch.stack(
+            [
+                toroidal_attention(query, key, value, terms(query), chosen, places, scale=0.2, dropout=0.3)
+                for _ in range(600)
+            ]
+        )
+    assert (dropped[0] - plain).abs().max() > 0.05
+    assert (dropped.mean(0) - plain).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["chordal", "harmonics", "triangle"])
+def test_distance_is_half_at_half_a_period_and_comes_round(kind: Any) -> None:
+    steps = torch.arange(-40, 40)
+    far = ring_distance(steps, 16, kind)
+    assert torch.allclose(far, ring_distance(steps + 16, 16, kind), atol=1e-6)
+    assert torch.allclose(far, ring_distance(-steps, 16, kind), atol=1e-6)
+    exact = 0.013 if kind == "harmonics" else 1e-6
+    assert abs(ring_distance(torch.tensor(8), 16, kind).item() - 0.5) <= exact
+    assert abs(ring_distance(torch.tensor(0), 16, kind).item()) <= exact
+    assert (far - ring_distance(steps, 16, "triangle")).abs().max() <= (0.11 if kind == "chordal" else exact)
+
+
+def test_waves_of_late_places_are_as_exact_as_of_early_ones() -> None:
+    places = torch.arange(16)
+    assert torch.equal(ring_waves(places, 16, "harmonics"), ring_waves(places + 16 * 10**9, 16, "harmonics"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"platters": 0}, "platters is 0"),
+        ({"distance": "far"}, "chordal, triangle, harmonics"),
+        ({"gate": 1.5}, "gate is 1.5"),
+        ({"lambda_range": 0.5}, "lambda_range 0.5"),
+        ({"window": 0}, "window is 0"),
+        ({"backend": "flash", "distance": "triangle"}, "takes neither"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ToroidalSettings(**wrong)
+
+
+def test_platters_that_do_not_divide_a_head_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose one of 1, 2, 3, 4, 6, 8, 12"):
+        TorusTerms(2, 24, ToroidalSettings(platters=5))
+
+
+def test_a_backend_that_cannot_is_named() -> None:
+    chosen = ToroidalSettings(backend="flex")
+    terms, (query, key, value) = terms_of(chosen), tensors(4)
+    with pytest.raises(ValueError, match="'flex' cannot compute this on cpu"):
+        toroidal_attention(query, key, value, terms(query), chosen, Places(*[torch.arange(4)] * 2), scale=0.2)

@@ -1,0 +1,168 @@
+"""Trained decoders with toroidal layers: every family of the table."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tests.families import FAMILY_TABLE, FamilyCase
+
+import aiether
+from aiether.evaluation import check_conformance
+from aiether.evaluation.conformance import CHECKS
+from aiether.toroidal import ToroidalAttention, set_progress, torus_terms
+
+REFUSED = {"gemma2": "attention interface", "lahr": "no single attention module"}
+CONVERTED = [case for case in FAMILY_TABLE if case.name not in REFUSED]
+LLAMA = next(case for case in FAMILY_TABLE if case.name == "llama")
+
+
+def tokens(rows: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
+    return torch.randint(1, 32, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def converted(case: FamilyCase = LLAMA, progress: float = 1.0, depth: int = 2, **options: Any) -> Any:
+    chosen = {"platters": 2, "period": 16, "lambda_distance": 4.0, **options}
+    model = aiether.retrofit(case.build(depth=depth), layers=range(depth), **chosen)
+    set_progress(model, progress)
+    return model
+
+
+@pytest.mark.parametrize("case", CONVERTED, ids=lambda case: case.name)
+def test_a_converted_model_is_the_one_that_it_was(case: FamilyCase) -> None:
+    model = case.build(depth=2)
+    with torch.no_grad():
+        before = model(tokens()).logits
+        for platters in (1, 2, 4, 8):
+            if (getattr(model.config, "head_dim", None) or 8) % platters:
+                continue
+            toroidal: Any = aiether.retrofit(
+                copy.deepcopy(model), layers=[0, 1], platters=platters, period=16
+            )
+            assert torch.equal(toroidal(tokens()).logits, before)
+            set_progress(toroidal, 1e-7)  # the toroidal path, next to its beginning
+            assert torch.allclose(toroidal(tokens()).logits, before, atol=1e-5)
+            set_progress(toroidal, 1.0)
+            assert (toroidal(tokens()).logits - before).abs().max() > 1e-3, "and it moves"
+
+
+@pytest.mark.parametrize("case", CONVERTED, ids=lambda case: case.name)
+def test_a_converted_family_conforms(case: FamilyCase) -> None:
+    report = check_conformance(converted(case), length=16)
+    assert [check.passed for check in report.checks] == [True] * len(CHECKS), str(report)
+
+
+@pytest.mark.parametrize("options", [{"distance": "triangle"}, {"window": 5}, {"fusion_mode": "attention"}])
+def test_other_forms_conform(options: dict[str, Any]) -> None:
+    checks = ("later tokens", "cache, left padding", "gradient")
+    report = check_conformance(converted(**options), length=16, checks=checks)
+    assert [check.passed for check in report.checks] == [True] * len(checks), str(report)
+
+
+def test_beams_and_sampling_work_with_padding() -> None:
+    model = converted()
+    ids = tokens(2, 8)
+    ids[1, :3] = 0
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    for asked in ({"num_beams": 3}, {"do_sample": True, "top_k": 5}):
+        torch.manual_seed(0)
+        both = model.generate(ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, **asked)
+        torch.manual_seed(0)
+        without_cache = model.generate(
+            ids, attention_mask=mask, max_new_tokens=6, min_new_tokens=6, use_cache=False, **asked
+        )
+        assert torch.equal(both, without_cache)
+
+
+def test_a_static_cache_decodes_the_same() -> None:
+    model, ids = converted(), tokens(2, 8)
+    kinds = [{}, {"cache_implementation": "static"}]
+    found = [
+        model.generate(ids, max_new_tokens=8, min_new_tokens=8, do_sample=False, **kind) for kind in kinds
+    ]
+    assert torch.equal(*found)
+
+
+def test_gradient_checkpointing_computes_the_same_gradients() -> None:
+    model = converted().train()
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        model(tokens(), labels=tokens()).loss.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(found[1][name], grad, atol=1e-6) for name, grad in found[0].items())
+
+
+def test_only_the_named_layers_change() -> None:
+    model = aiether.retrofit(LLAMA.build(depth=3), layers=[1], platters=2)
+    assert [name for name, _ in model.named_modules() if name.endswith("torus")] == [
+        "model.layers.1.self_attn.torus"
+    ]
+    assert len(list(torus_terms(model))) == 1
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "named"),
+    [
+        ([2], {}, "from 0 to 1"),
+        ([], {}, "from 0 to 1"),
+        ([0, 0], {}, "once"),
+        ([0], {"platters": 3}, "does not divide"),
+        ([0], {"fusion_mode": "sum"}, "low_rank, attention, mean"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_changes_nothing(
+    layers: list[int], options: dict[str, Any], named: str
+) -> None:
+    model = LLAMA.build(depth=2)
+    kind, held = type(model), set(model.state_dict())
+    with pytest.raises(ValueError, match=named):
+        aiether.retrofit(model, layers=layers, **options)
+    assert type(model) is kind
+    assert set(model.state_dict()) == held
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_architectures_that_cannot_are_refused(name: str) -> None:
+    case = next(case for case in FAMILY_TABLE if case.name == name)
+    with pytest.raises(ValueError, match=REFUSED[name]):
+        aiether.retrofit(case.build(depth=2), layers=[0])
+
+
+def test_progress_and_a_second_conversion_are_checked() -> None:
+    model = converted()
+    with pytest.raises(ValueError, match=r"progress is 1\.5"):
+        set_progress(model, 1.5)
+    with pytest.raises(ValueError, match="already"):
+        aiether.retrofit(model, layers=[0])
+    with pytest.raises(ValueError, match="no toroidal layer"):
+        set_progress(LLAMA.build(depth=1), 1.0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_module_knows_nothing_of_padding_nor_of_later_tokens(causal: bool) -> None:
+    torch.manual_seed(0)
+    module = ToroidalAttention(32, 4, num_key_value_heads=2, causal=causal, platters=2, period=16)
+    hidden = torch.randn(1, 10, 32)
+    padded = torch.cat([torch.randn(1, 4, 32), hidden], 1)
+    present = torch.arange(14)[None] >= 4
+    assert torch.allclose(module(padded, present)[:, 4:], module(hidden), atol=1e-6)
+    changed = hidden.clone()
+    changed[:, 6:] += 1
+    same = torch.allclose(module(changed)[:, :6], module(hidden)[:, :6], atol=1e-6)
+    assert same is causal
+
+
+def test_the_module_comes_round_after_a_period() -> None:
+    """Rotations are periodic too: each angle makes a whole number of turns in a period."""
+    torch.manual_seed(0)
+    module = ToroidalAttention(16, 2, causal=False, platters=2, period=8, sinks=0)
+    angles = module.angles * 8 / (2 * torch.pi)
+    assert torch.allclose(angles, angles.round(), atol=1e-5)
