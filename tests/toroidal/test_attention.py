@@ -27,6 +27,10 @@ from aiether.toroidal.distance import ring_distance, ring_waves
 HEADS, GROUPS, HEAD_DIM = 4, 2, 24
 
 
+def in_line(length: int) -> Places:
+    return Places(torch.arange(length), torch.arange(length))
+
+
 def terms_of(chosen: ToroidalSettings, progress: float = 0.7) -> TorusTerms:
     """Terms away from where they start, so that each has a part in the result."""
     torch.manual_seed(0)
@@ -117,9 +121,11 @@ def test_rows_of_different_beginnings_are_each_as_they_are_alone() -> None:
         query, key, value, terms(query), chosen, Places(places, places, allowed, causal=False), scale=0.2
     )
     for row, start in enumerate(starts.tolist()):
-        alone = [each[row : row + 1, :, start:] for each in (query, key, value)]
+        asked, told, given = (each[row : row + 1, :, start:] for each in (query, key, value))
         ahead = torch.arange(12 - start)
-        expected = toroidal_attention(*alone, terms(alone[0]), chosen, Places(ahead, ahead), scale=0.2)
+        expected = toroidal_attention(
+            asked, told, given, terms(asked), chosen, Places(ahead, ahead), scale=0.2
+        )
         assert torch.allclose(both[row : row + 1, :, start:], expected, atol=1e-6)
     assert both.isfinite().all(), "a query that sees nothing gets 0, not NaN"
 
@@ -127,11 +133,9 @@ def test_rows_of_different_beginnings_are_each_as_they_are_alone() -> None:
 def test_nothing_later_changes_what_came_before_however_long_the_sequence_is() -> None:
     chosen = ToroidalSettings(platters=2, period=7, lambda_distance=8.0)
     terms, (query, key, value) = terms_of(chosen, progress=1.0), tensors(30)
-    whole = toroidal_attention(
-        query, key, value, terms(query), chosen, Places(*[torch.arange(30)] * 2), scale=0.2
-    )
-    part = [each[:, :, :11] for each in (query, key, value)]
-    short = toroidal_attention(*part, terms(part[0]), chosen, Places(*[torch.arange(11)] * 2), scale=0.2)
+    whole = toroidal_attention(query, key, value, terms(query), chosen, in_line(30), scale=0.2)
+    asked, told, given = (each[:, :, :11] for each in (query, key, value))
+    short = toroidal_attention(asked, told, given, terms(asked), chosen, in_line(11), scale=0.2)
     assert torch.allclose(whole[:, :, :11], short, atol=1e-6)
 
 
@@ -169,7 +173,7 @@ def test_the_log_sum_exp_has_its_gradient() -> None:
 
 def test_queries_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ToroidalSettings(platters=2, period=16, distance="triangle")
-    terms, (query, key, value), places = terms_of(chosen), tensors(37), Places(*[torch.arange(37)] * 2)
+    terms, (query, key, value), places = terms_of(chosen), tensors(37), in_line(37)
     inputs = [query, key, value]
     found = []
     for size in (512, 8):
@@ -182,7 +186,7 @@ def test_queries_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_dropout_keeps_the_mean_and_is_eager() -> None:
     chosen = ToroidalSettings(platters=2, period=16)
-    terms, (query, key, value), places = terms_of(chosen), tensors(6), Places(*[torch.arange(6)] * 2)
+    terms, (query, key, value), places = terms_of(chosen), tensors(6), in_line(6)
     plain = toroidal_attention(query, key, value, terms(query), chosen, places, scale=0.2)
     with torch.no_grad():
         dropped = torch.stack(
@@ -237,4 +241,4 @@ def test_a_backend_that_cannot_is_named() -> None:
     chosen = ToroidalSettings(backend="flex")
     terms, (query, key, value) = terms_of(chosen), tensors(4)
     with pytest.raises(ValueError, match="'flex' cannot compute this on cpu"):
-        toroidal_attention(query, key, value, terms(query), chosen, Places(*[torch.arange(4)] * 2), scale=0.2)
+        toroidal_attention(query, key, value, terms(query), chosen, in_line(4), scale=0.2)

@@ -12,7 +12,7 @@ from tests.families import FAMILY_TABLE, FamilyCase
 import aiether
 from aiether.evaluation import check_conformance
 from aiether.evaluation.conformance import CHECKS
-from aiether.toroidal import ToroidalAttention, set_progress, torus_terms
+from aiether.toroidal import ToroidalAttention, restore, set_progress, torus_terms
 
 REFUSED = {"gemma2": "attention interface", "lahr": "no single attention module"}
 CONVERTED = [case for case in FAMILY_TABLE if case.name not in REFUSED]
@@ -134,6 +134,15 @@ def test_architectures_that_cannot_are_refused(name: str) -> None:
     case = next(case for case in FAMILY_TABLE if case.name == name)
     with pytest.raises(ValueError, match=REFUSED[name]):
         aiether.retrofit(case.build(depth=2), layers=[0])
+
+
+def test_a_conversion_can_be_undone() -> None:
+    plain = LLAMA.build(depth=2)
+    model = restore(converted())
+    assert type(model) is type(plain)
+    assert model.config.to_dict() == {**plain.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
+    with torch.no_grad():
+        assert torch.equal(model(tokens()).logits, plain(tokens()).logits)
 
 
 def test_progress_and_a_second_conversion_are_checked() -> None:

@@ -78,6 +78,27 @@ def retrofit(
     return model
 
 
+def restore(model: PreTrainedModel) -> PreTrainedModel:
+    """Undo `retrofit`, in place: the plain class without the terms; weights that training moved stay moved.
+
+    Raises
+    ------
+    ValueError
+        If the model has no toroidal layers.
+    """
+    if not isinstance(model, ToroidalDecoder):
+        raise ValueError("the model has no toroidal layer: there is nothing to restore")
+    for attention in _attentions(model, model.config.toroidal["layers"]):
+        del attention.torus
+    plain_class: Any = type(model).__mro__[2]  # behind the class made for it, and ToroidalDecoder
+    del model.config.toroidal
+    model.config.__class__ = plain_class.config_class
+    model.config.architectures = [plain_class.__name__]
+    model.__class__ = plain_class
+    model.set_attn_implementation("sdpa")
+    return model
+
+
 def set_progress(model: nn.Module, progress: float) -> None:
     """Move every toroidal layer of a model: 0 is plain attention, 1 the targets of its settings.
 
