@@ -21,6 +21,7 @@ COMMANDS = {
     "halting": "teach a finished model's halting head which tokens gain by more iterations",
     "inspect": "measure the path of the weights through a series of anyone's checkpoints",
     "grow": "grow anyone's checkpoint into a deeper one, larger than memory or not",
+    "retrofit": "give layers of a trained model toroidal attention, without losing what it knows",
     "report": "write a run's report.html anew",
     "study": "conditions x seeds under one budget: run, watch, report and compare studies",
     "triggers": "when each trigger would have grown a recorded run, and thresholds from its own history",

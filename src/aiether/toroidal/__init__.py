@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .attention import Places, toroidal_attention
-    from .decoders import register_toroidal, restore, retrofit, set_progress, torus_terms
+    from .decoders import (
+        attention_modules,
+        register_toroidal,
+        restore,
+        retrofit,
+        set_progress,
+        torus_terms,
+    )
     from .kernels import attend_eager, attend_flash, merge
     from .module import ToroidalAttention
     from .reference import reference_attention
@@ -20,7 +27,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "attention": ("Places", "toroidal_attention"),
-    "decoders": ("register_toroidal", "restore", "retrofit", "set_progress", "torus_terms"),
+    "decoders": (
+        "attention_modules",
+        "register_toroidal",
+        "restore",
+        "retrofit",
+        "set_progress",
+        "torus_terms",
+    ),
     "kernels": ("attend_eager", "attend_flash", "merge"),
     "module": ("ToroidalAttention",),
     "reference": ("reference_attention",),
@@ -37,6 +51,7 @@ __all__ = [
     "TorusTerms",
     "attend_eager",
     "attend_flash",
+    "attention_modules",
     "load",
     "merge",
     "reference_attention",

@@ -67,7 +67,7 @@ def retrofit(
         raise ValueError("the model has toroidal layers already: begin from the model as it was before")
     _check(model, layers)
     model_class, config_class = _toroidal_classes(type(model))
-    made = [(attention, _terms(attention, settings)) for attention in _attentions(model, layers)]
+    made = [(attention, _terms(attention, settings)) for attention in attention_modules(model, layers)]
     for attention, terms in made:
         _attach(attention, terms)
     model.set_attn_implementation(IMPLEMENTATION)
@@ -88,7 +88,7 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
     """
     if not isinstance(model, ToroidalDecoder):
         raise ValueError("the model has no toroidal layer: there is nothing to restore")
-    for attention in _attentions(model, model.config.toroidal["layers"]):
+    for attention in attention_modules(model, model.config.toroidal["layers"]):
         del attention.torus
     plain_class: Any = type(model).__mro__[2]  # behind the class made for it, and ToroidalDecoder
     del model.config.toroidal
@@ -134,7 +134,7 @@ class ToroidalDecoder:
         held = dict(config.toroidal)
         layers, progress = held.pop("layers"), held.pop("progress")
         settings = ToroidalSettings(**held)
-        for attention in _attentions(self, layers):  # type: ignore[arg-type]
+        for attention in attention_modules(self, layers):  # type: ignore[arg-type]
             _attach(attention, _terms(attention, settings))
         if progress:
             set_progress(self, progress)  # type: ignore[arg-type]
@@ -189,8 +189,14 @@ def _attach(attention: Any, terms: TorusTerms) -> None:
     attention.torus = terms.to(reference.device).train(attention.training)
 
 
-def _attentions(model: nn.Module, layers: Sequence[int]) -> list[Any]:
-    """The attention module of each of the layers."""
+def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Any]:
+    """The attention module of each of the layers.
+
+    Raises
+    ------
+    ValueError
+        If a layer has none, or several.
+    """
     found: dict[int, list[Any]] = {}
     for module in model.modules():
         index = getattr(module, "layer_idx", None)

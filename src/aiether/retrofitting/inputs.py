@@ -1,0 +1,101 @@
+"""What a retrofit asks for, and what it reads: a model, and windows of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from aiether.data import DataConfig, Progress, TokenFile, whole_text
+from aiether.evaluation import cut_windows
+from aiether.evaluation.windows import Window
+from aiether.integrations import without_progress_bars
+from aiether.toroidal import ToroidalSettings
+from aiether.training.evaluate import context_of, text_tokenizer
+from aiether.training.generate import find_device
+
+from .config import TuneConfig
+
+
+@dataclass(frozen=True)
+class RetrofitJob:
+    """What a retrofit asks for.
+
+    Attributes
+    ----------
+    model: a model folder, or a name on the Hub.
+    layers: which; None: those that `suggest_layers` finds.
+    suggest_layers: how many of the cheapest, by measurement.
+    train_size, val_size: windows of the text to train on, and at its end, held out, to evaluate on. None: all
+        but the last, and a tenth, at most 64.
+    epochs: over the training windows; None: as many steps as `tuning` says.
+    """
+
+    model: str
+    dataset_path: str
+    output_dir: str
+    layers: tuple[int, ...] | None = None
+    suggest_layers: int | None = None
+    settings: ToroidalSettings = field(default_factory=ToroidalSettings)
+    tuning: TuneConfig = field(default_factory=TuneConfig)
+    train_size: int | None = None
+    val_size: int | None = None
+    epochs: float | None = None
+    context_length: int | None = None
+    text_column: str = "text"
+    tokenizer: str | None = None
+    cache_dir: str | None = None
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class TextWindows:
+    """The tokens, the windows of them to train on, and those at the end that are held out."""
+
+    tokens: TokenFile
+    train: tuple[Window, ...]
+    held_out: tuple[Window, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of a window."""
+        return self.train[0].stop - self.train[0].start
+
+
+def load_base(job: RetrofitJob) -> Any:
+    """The model, in the types that it is stored in, on its device, in evaluation mode."""
+    with without_progress_bars():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            job.model, dtype="auto", trust_remote_code=job.trust_remote_code
+        )
+    return model.to(find_device(job.device)).eval()
+
+
+def read_windows(job: RetrofitJob, model: Any, say: Progress) -> TextWindows:
+    """The windows of the job's text.
+
+    Raises
+    ------
+    ValueError
+        For a text that cannot be used, or is too short.
+    """
+    config = DataConfig(dataset_path=job.dataset_path, text_column=job.text_column, cache_dir=job.cache_dir)
+    tokenizer = text_tokenizer(job.model, Path(job.model), job.tokenizer or _own_tokenizer(job.model))
+    tokens = whole_text(config, tokenizer, say).tokens
+    places = cut_windows(len(tokens), context_of(model, job.context_length))
+    held = job.val_size or min(64, max(1, len(places) // 10))
+    train = len(places) - held if job.train_size is None else job.train_size
+    if train < 1 or train + held > len(places):
+        raise ValueError(
+            f"the text has {len(places)} windows: too few for {max(train, 1)} to train on and {held} to "
+            "evaluate on; give more text, or a smaller train_size, val_size or context_length"
+        )
+    return TextWindows(tokens, places[:train], places[-held:])
+
+
+def _own_tokenizer(model: str) -> str | None:
+    """A name on the Hub has its tokenizer there."""
+    return None if Path(model).is_dir() else model

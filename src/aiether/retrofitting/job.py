@@ -1,0 +1,187 @@
+"""The job: a model and a text in, a retrofitted and tuned model out; stopped, it goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aiether.data import Progress
+from aiether.data.prepare import silent
+from aiether.evaluation import sum_losses, text_windows
+from aiether.integrations import hold, write_json
+from aiether.toroidal import retrofit, torus_terms
+from aiether.training.evaluate import TOKENIZER_FILES, check_ids
+
+from .config import TuneConfig
+from .inputs import RetrofitJob, TextWindows, load_base, read_windows
+from .memory import MemoryEstimate, estimate_memory
+from .suggest import compare
+from .tune import Tuned, tune
+
+SUMMARY, STATE = "retrofit.json", "state"
+
+
+@dataclass(frozen=True)
+class Retrofitted:
+    """What came of it: losses in nats per token on held-out windows, before and afterwards."""
+
+    path: Path
+    layers: tuple[int, ...]
+    before: float
+    after: float
+    windows: int
+    trained: int
+    memory: MemoryEstimate
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        change = math.exp(self.after - self.before) - 1
+        return "\n".join(
+            [
+                f"{self.path}: layers {', '.join(map(str, self.layers))}; {self.trained:,} numbers trained",
+                f"held-out loss, {self.windows} windows: {self.before:.4f} before, {self.after:.4f} after "
+                f"(perplexity {100 * change:+.2f} %)",
+                *self.lines,
+            ]
+        )
+
+
+def run_retrofit(
+    job: RetrofitJob, progress: Progress | None = None, report: Callable[[dict[str, Any]], None] | None = None
+) -> Retrofitted:
+    """Convert, tune and write; go on where an earlier call with the same settings was stopped.
+
+    Raises
+    ------
+    ValueError
+        For layers, platters or settings that do not fit the model, an output folder that holds something
+        else, too little text, and losses that are not finite.
+    """
+    say, folder = progress or silent, Path(job.output_dir)
+    if (folder / SUMMARY).is_file():
+        raise ValueError(f"{str(folder)!r} holds a finished retrofit: choose another folder (--output_dir)")
+    model = load_base(job)
+    text = read_windows(job, model, say)
+    tuning = _steps(job, len(text.train))
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder):
+        before = _loss(model, text, tuning, say)
+        layers = job.layers if job.layers is not None else compare(job, model, text, say).chosen
+        memory = estimate_memory(model, layers, job.settings, tuning, text.length)
+        retrofit(model, layers=layers, settings=job.settings)
+        tuned = _tune(model, text, tuning, folder, say, report)
+        found = Retrofitted(
+            path=folder,
+            layers=tuple(layers),
+            before=before,
+            after=_loss(model, text, tuning, say),
+            windows=len(text.held_out),
+            trained=tuned.trained,
+            memory=memory,
+            lines=tuple(told_terms(model)),
+        )
+        model.save_pretrained(folder)
+        _copy_tokenizer(job, folder)
+        shutil.rmtree(folder / STATE, ignore_errors=True)
+        _write_summary(folder, found, tuned)
+    return found
+
+
+def told_terms(model: Any) -> list[str]:
+    """The terms that training ended with, a line for each layer: a gate of 0 is no torus."""
+    lines = []
+    for layer, terms in zip(model.config.toroidal["layers"], torus_terms(model), strict=True):
+        settings, progress = terms.settings, float(terms.progress)
+        with torch.no_grad():
+            shift = terms.lambda_shift.float()
+            factor = torch.exp(math.log(settings.lambda_range) * torch.tanh(shift))
+            strength = progress * settings.lambda_distance * factor
+            line = (
+                f"layer {layer}: gate {progress * settings.gate:.2f}, lambda {strength.min():.2f} to "
+                f"{strength.max():.2f}"
+            )
+            if terms.cross_shift is not None:
+                cross = settings.cross + settings.cross_range * torch.tanh(terms.cross_shift.float())
+                line += f", cross {cross.min():.2f} to {cross.max():.2f}"
+        lines.append(line)
+    return lines
+
+
+def _steps(job: RetrofitJob, windows: int) -> TuneConfig:
+    """The tuning with as many steps as the epochs make, transfer among them in the same proportion."""
+    tuning = job.tuning
+    if job.epochs is None:
+        return tuning
+    total = max(1, round(job.epochs * windows / (tuning.batch_size * tuning.accumulation)))
+    transfer = min(total, round(total * tuning.transfer_steps / max(1, tuning.all_steps)))
+    return replace(tuning, transfer_steps=transfer, steps=total - transfer)
+
+
+def _loss(model: Any, text: TextWindows, tuning: TuneConfig, say: Progress) -> float:
+    say("evaluating", 0.0)
+    windows = text_windows(text.tokens, text.held_out)
+    return sum_losses(model, windows, batch_size=tuning.batch_size, bf16=tuning.bf16).loss
+
+
+def _tune(
+    model: Any,
+    text: TextWindows,
+    config: TuneConfig,
+    folder: Path,
+    say: Progress,
+    report: Callable[[dict[str, Any]], None] | None,
+) -> Tuned:
+    size, places = config.batch_size, text.train
+
+    def batch(number: int) -> Tensor:
+        """Windows in an order that is new in every epoch."""
+        drawn = []
+        for index in range(number * size, number * size + size):
+            epoch, at = divmod(index, len(places))
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            drawn.append(places[int(torch.randperm(len(places), generator=generator)[at])])
+        ids_BT = torch.stack([ids for ids, _ in text_windows(text.tokens, iter(drawn))])
+        check_ids(ids_BT, model)
+        return ids_BT
+
+    def told(row: dict[str, Any]) -> None:
+        say("tuning", row["step"] / config.all_steps)
+        if report is not None:
+            report(row)
+
+    return tune(model, batch, config, state_dir=folder / STATE, report=told)
+
+
+def _copy_tokenizer(job: RetrofitJob, folder: Path) -> None:
+    source = Path(job.tokenizer or job.model)
+    if source.is_file():
+        shutil.copyfile(source, folder / "tokenizer.json")
+    for name in (*TOKENIZER_FILES, "special_tokens_map.json", "merges.txt", "vocab.bpe"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_summary(folder: Path, found: Retrofitted, tuned: Tuned) -> None:
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in tuned.rows), encoding="utf-8"
+    )
+    write_json(
+        folder / SUMMARY,
+        {
+            "layers": found.layers,
+            "loss_before": found.before,
+            "loss_after": found.after,
+            "windows": found.windows,
+            "trained_parameters": found.trained,
+            "memory_bytes": found.memory.total,
+            "terms": found.lines,
+        },
+    )

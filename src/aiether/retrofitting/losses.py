@@ -1,0 +1,65 @@
+"""What a retrofitted model learns from the one that it was: each layer's attention, then the distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aiether.toroidal import attention_modules
+
+from .before import as_before
+
+
+def transfer_loss(model: Any, ids_BT: Tensor, originals: Mapping[str, Tensor]) -> Tensor:
+    """How far each converted layer's attention output is from what it was, float32 scalar.
+
+    The mean over layers of the squared error over the squared output, each layer on the inputs that it had in
+    the model as it was: layers learn side by side and errors do not add up (LoLCATs, arXiv:2410.10254).
+    """
+    layers = attention_modules(model, model.config.toroidal["layers"])
+    seen: dict[int, tuple[Any, Any, Tensor]] = {}
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(as_before(model, originals))
+        for index, layer in enumerate(layers):
+
+            def keep(module: Any, args: Any, kwargs: Any, output: Any, index: int = index) -> None:
+                seen[index] = args, kwargs, output[0]
+
+            stack.callback(layer.register_forward_hook(keep, with_kwargs=True).remove)
+        model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
+    errors = []
+    for index, layer in enumerate(layers):
+        args, kwargs, expected = seen[index]
+        found = layer(*args, **kwargs)[0].float()
+        errors.append((found - expected.float()).square().mean() / expected.float().square().mean())
+    return torch.stack(errors).mean()
+
+
+def tuning_loss(
+    model: Any, ids_BT: Tensor, originals: Mapping[str, Tensor], *, kl_weight: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Next-token cross-entropy, and the divergence from the model as it was; both in nats per token.
+
+    Returns (1 - w) cross-entropy + w KL(before || now), and the two.
+    """
+    logits = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten())
+    if kl_weight == 0:
+        return loss, {"loss": loss.detach()}
+    with torch.no_grad(), as_before(model, originals):
+        before = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+    divergence = mean_divergence(before, logits)
+    both = (1 - kl_weight) * loss + kl_weight * divergence
+    return both, {"loss": loss.detach(), "divergence": divergence.detach()}
+
+
+def mean_divergence(before_BTV: Tensor, now_BTV: Tensor) -> Tensor:
+    """KL(before || now) in nats, mean over tokens, float32."""
+    before, now = (torch.log_softmax(each.float(), -1) for each in (before_BTV, now_BTV))
+    return F.kl_div(now.flatten(0, -2), before.flatten(0, -2), log_target=True, reduction="batchmean")
