@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from .config import TuneConfig
     from .inputs import RetrofitJob
     from .job import Retrofitted, run_retrofit
+    from .loop import Tuned, tune
     from .losses import mean_divergence, transfer_loss, tuning_loss
     from .memory import MemoryEstimate, estimate_memory
     from .suggest import LayerCosts, cheapest, compare_layers, layer_costs
-    from .tune import Tuned, tune
 
 _HOMES = {
     "config": ("TuneConfig",),
@@ -24,7 +24,7 @@ _HOMES = {
     "losses": ("mean_divergence", "transfer_loss", "tuning_loss"),
     "memory": ("MemoryEstimate", "estimate_memory"),
     "suggest": ("LayerCosts", "cheapest", "compare_layers", "layer_costs"),
-    "tune": ("Tuned", "tune"),
+    "loop": ("Tuned", "tune"),
 }
 
 __all__ = [

@@ -22,9 +22,9 @@ from aiether.training.evaluate import TOKENIZER_FILES, check_ids
 
 from .config import TuneConfig
 from .inputs import RetrofitJob, TextWindows, load_base, read_windows
+from .loop import Tuned, tune
 from .memory import MemoryEstimate, estimate_memory
 from .suggest import compare
-from .tune import Tuned, tune
 
 SUMMARY, STATE = "retrofit.json", "state"
 
@@ -75,8 +75,10 @@ def run_retrofit(
     with hold(folder):
         before = _loss(model, text, tuning, say)
         layers = job.layers if job.layers is not None else compare(job, model, text, say).chosen
-        memory = estimate_memory(model, layers, job.settings, tuning, text.length)
+        torch.manual_seed(tuning.seed)  # fusion is drawn
         retrofit(model, layers=layers, settings=job.settings)
+        memory = estimate_memory(model, layers, job.settings, tuning, text.length)
+        say(f"tuning needs about {memory}", 0.0)
         tuned = _tune(model, text, tuning, folder, say, report)
         found = Retrofitted(
             path=folder,

@@ -1,0 +1,168 @@
+"""`aiether retrofit`, and the reference's door to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.families import FAMILY_TABLE
+from transformers import AutoModelForCausalLM
+
+import aiether
+from aiether.cli import main
+
+DOOR = Path(__file__).parents[2] / "scripts" / "finetune_modern.py"
+STEPS = [
+    "--transfer_steps",
+    "4",
+    "--steps",
+    "8",
+    "--save_interval",
+    "1",
+    "--gradient_accumulation_steps",
+    "2",
+]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    next(case for case in FAMILY_TABLE if case.name == "phi").build(depth=2).save_pretrained(
+        tmp_path / "base"
+    )
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    np.random.default_rng(0).integers(1, 32, 60 * 16).astype(np.uint16).tofile(tmp_path / "text.bin")
+    return tmp_path / "text.bin"
+
+
+def words(base: Path, text: Path, *more: str) -> list[str]:
+    common = ["--dataset_path", str(text), "--context_length", "16", "--period", "16", "--device", "cpu"]
+    return ["retrofit", str(base), *common, *more]
+
+
+def test_a_model_is_converted_tuned_and_stored_as_what_differs(
+    base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in base.iterdir()}
+    out = tmp_path / "torus"
+    arguments = words(base, text, "--layers", "1", "--platters", "4", "--output_dir", str(out), *STEPS)
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "layer 1: gate 0.50, lambda" in printed
+    assert "held-out loss, 6 windows" in printed
+    assert {file: file.read_bytes() for file in base.iterdir()} == before
+    summary = json.loads((out / "retrofit.json").read_text())
+    model: Any = aiether.load(out)
+    assert model.config.toroidal["layers"] == summary["layers"] == [1]
+    assert model.config.toroidal["progress"] == 1
+    ids = torch.from_numpy(np.fromfile(text, np.uint16).astype(np.int64)).view(-1, 16)[-6:]
+    with torch.no_grad():
+        after = model.eval()(ids, labels=ids).loss.item()
+        at_first = AutoModelForCausalLM.from_pretrained(base).eval()(ids, labels=ids).loss.item()
+    assert summary["loss_after"] == pytest.approx(after, abs=1e-5)
+    assert summary["loss_before"] == pytest.approx(at_first, abs=1e-5)
+    assert len((out / "rows.jsonl").read_text().splitlines()) == 12
+    assert main(arguments) == 2
+    assert "holds a finished retrofit" in capsys.readouterr().err
+
+
+def test_killed_and_called_again_gives_the_same_file(base: Path, text: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = [*STEPS, "--steps", "60"]
+    assert main(words(base, text, "--layers", "0", "--output_dir", str(whole), *steps)) == 0
+    arguments = words(base, text, "--layers", "0", "--output_dir", str(killed), *steps)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aiether", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    state = killed / "state" / "state.json"
+    while process.poll() is None and not (state.exists() and json.loads(state.read_text())["step"] >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it was killed before it had ended"
+    assert not (killed / "retrofit.json").exists()
+    assert main(arguments) == 0
+    assert (killed / "toroidal.safetensors").read_bytes() == (whole / "toroidal.safetensors").read_bytes()
+    assert (killed / "rows.jsonl").read_text() == (whole / "rows.jsonl").read_text()
+    assert not state.exists()
+
+
+def test_layers_are_compared_and_chosen(
+    base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(base, text, "--suggest_layers", "1")) == 0
+    *rows, last = capsys.readouterr().out.strip().splitlines()
+    costs = {int(layer): float(cost) for layer, cost in (row.split() for row in rows[1:])}
+    chosen = min(costs, key=costs.__getitem__)
+    assert last == f"cheapest: --layers {chosen}"
+    out = tmp_path / "torus"
+    assert main(words(base, text, "--suggest_layers", "1", "--output_dir", str(out), "--steps", "1")) == 0
+    assert json.loads((out / "retrofit.json").read_text())["layers"] == [chosen]
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ((), "--output_dir is missing"),
+        (("--output_dir", "x"), "no layers are named"),
+        (("--output_dir", "x", "--layers", "7"), "name each of some from 0 to 1 once"),
+        (("--output_dir", "x", "--layers", "0", "--platters", "3"), "does not divide"),
+        (("--output_dir", "x", "--layers", "0", "--train_size", "60"), "the text has 60 windows"),
+        (("--suggest_layers", "5"), "from 1 to 2"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_no_model(
+    more: tuple[str, ...],
+    named: str,
+    base: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words(base, text, *more)) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert len([line for line in told if line.startswith("aiether retrofit:")]) == 1
+    assert named in told[-1]
+    assert not (tmp_path / "x" / "toroidal.json").exists()
+
+
+def test_the_references_door(
+    base: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "door"
+    flags = {
+        "model_name": base, "dataset_path": text, "layer_indices": "0,1", "depth": 2, "lambda_distance": 0.1,
+        "fusion_mode": "mean", "train_size": 32, "val_size": 8, "epochs": 2, "output_dir": out,
+        "max_length": 16, "device": "cpu",
+    }  # fmt: skip
+    arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", [str(DOOR), *arguments, "--use_checkpoint"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(DOOR), run_name="__main__")
+    assert stop.value.code == 0
+    held = aiether.load(out).config.toroidal
+    assert (held["layers"], held["platters"], held["fusion_mode"]) == ([0, 1], 2, "mean")
+    assert held["lambda_distance"] == 0.1
+    assert "layer 1: gate 0.50, lambda" in capsys.readouterr().out
+    assert len((out / "rows.jsonl").read_text().splitlines()) == 2 * 32 // 16

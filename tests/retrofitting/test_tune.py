@@ -1,0 +1,212 @@
+"""Tuning a retrofitted model: what moves, what does not, and going on from a state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.families import FAMILY_TABLE
+from torch import Tensor
+
+import aiether
+from aiether.retrofitting import (
+    TuneConfig,
+    cheapest,
+    estimate_memory,
+    layer_costs,
+    loop,
+    mean_divergence,
+    transfer_loss,
+    tune,
+)
+from aiether.retrofitting.before import as_before
+from aiether.toroidal import ToroidalSettings, set_progress, torus_terms
+
+FAMILIES = {case.name: case for case in FAMILY_TABLE if case.name in ("gpt2", "llama", "phi")}
+QUICK = TuneConfig(
+    transfer_steps=3, steps=5, batch_size=2, accumulation=2, lr=1e-2, terms_lr=5e-2, save_interval=2
+)
+
+
+def plain(name: str = "phi", depth: int = 3) -> Any:
+    return FAMILIES[name].build(depth=depth)
+
+
+def toroidal(name: str = "phi", **options: Any) -> Any:
+    chosen = {"platters": 2, "period": 16, "lambda_distance": 4.0, **options}
+    return aiether.retrofit(plain(name), layers=[0, 2], **chosen)
+
+
+def batch(number: int) -> Tensor:
+    """Rows that count upward by one or two: something to learn."""
+    generator = torch.Generator().manual_seed(number)
+    first, step = (torch.randint(1, most, (2, 1), generator=generator) for most in (12, 3))
+    return (first + step * torch.arange(16)) % 31 + 1
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(batch(999)).logits
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("kind", ["lora", "full", "terms"])
+def test_only_what_should_learn_moves_and_it_learns(name: str, kind: Any) -> None:
+    model = toroidal(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    wanted = [p.requires_grad for p in model.parameters()]
+    tuned = tune(model, batch, TuneConfig(**{**vars(QUICK), "tune": kind, "steps": 30}))
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    changed = {key for key in after if not torch.equal(after[key], before[key])}
+    moved = {key for key in changed if not key.endswith("progress")}
+    beside = {key for key in moved if ".torus." not in key}
+    assert moved - beside, "terms learn"
+    assert all(any(f".{layer}." in key for layer in (0, 2)) and "attn" in key for key in beside)
+    assert bool(beside) is (kind != "terms")
+    assert [p.requires_grad for p in model.parameters()] == wanted
+    assert all(float(terms.progress) == 1 for terms in torus_terms(model))
+    rows = [row["loss"] for row in tuned.rows if row["stage"] == "tune"]
+    assert len(rows) == 30
+    if kind != "terms":
+        assert sum(rows[-5:]) < sum(rows[:5])
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "terms"])
+def test_the_teacher_is_the_model_as_it_was_all_along(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, model, seen = logits(plain()), toroidal(), []
+
+    def spy(model: Any, ids: Tensor, originals: dict[str, Tensor]) -> Tensor:
+        with as_before(model, originals):
+            seen.append(logits(model))
+            assert not model.training
+        assert model.training
+        return transfer_loss(model, ids, originals)
+
+    monkeypatch.setattr(loop, "transfer_loss", spy)
+    tune(model, batch, TuneConfig(**{**vars(QUICK), "tune": kind, "transfer_steps": 4, "steps": 0}))
+    assert len(seen) == 8
+    assert all(torch.equal(each, expected) for each in seen)
+    assert not torch.allclose(logits(model), expected, atol=1e-4)
+
+
+def test_transfer_compares_each_layer_on_the_inputs_that_it_had() -> None:
+    model = toroidal()
+    set_progress(model, 1e-7)
+    assert transfer_loss(model, batch(0), {}) < 1e-10
+    set_progress(model, 1.0)
+    loss = transfer_loss(model, batch(0), {})
+    assert loss > 1e-3
+    loss.backward()
+    learned = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert learned
+    assert all(".layers.0.self_attn" in name or ".layers.2.self_attn" in name for name in learned)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_stopped_and_gone_on_with_is_bit_by_bit_the_same(kind: Any, tmp_path: Path) -> None:
+    config = TuneConfig(**{**vars(QUICK), "tune": kind})
+    whole = toroidal("gpt2")
+    expected = tune(whole, batch, config)
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    model = toroidal("gpt2")
+    with pytest.raises(KeyboardInterrupt):
+        tune(model, batch, config, state_dir=tmp_path, report=stop)
+    assert model.state_dict().keys() == whole.state_dict().keys(), "no adapter is left in a stopped model"
+    again = toroidal("gpt2")
+    found = tune(again, batch, config, state_dir=tmp_path)
+    assert found.rows == expected.rows
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in whole.state_dict().items())
+    with pytest.raises(ValueError, match="other settings"):
+        tune(toroidal("gpt2"), batch, TuneConfig(**{**vars(config), "lr": 1e-3}), state_dir=tmp_path)
+
+
+def test_half_precision_has_single_masters_and_comes_back_half() -> None:
+    model = aiether.retrofit(plain().to(torch.bfloat16), layers=[0], platters=2)
+    types = {name: value.dtype for name, value in model.state_dict().items()}
+    tuned = tune(model, batch, TuneConfig(**{**vars(QUICK), "tune": "full", "bf16": True}))
+    assert tuned.trained > 0
+    assert {name: value.dtype for name, value in model.state_dict().items()} == types
+
+
+def test_checkpointing_learns_the_same() -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = toroidal()
+        tune(model, batch, TuneConfig(**{**vars(QUICK), "gradient_checkpointing": checkpointing}))
+        found.append(logits(model))
+        assert not getattr(model.model, "gradient_checkpointing", False)
+    assert torch.allclose(*found, atol=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops() -> None:
+    model = toroidal()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite in step 1"):
+        tune(model, batch, TuneConfig(**{**vars(QUICK), "transfer_steps": 0}))
+
+
+def test_progress_rises_and_rates_fall_in_each_stage() -> None:
+    config = TuneConfig(transfer_steps=10, steps=30, ramp=0.5, warmup=0.1)
+    progress = [config.progress_at(step) for step in range(40)]
+    assert progress[0] == 1 / 20
+    assert progress[19:] == [1.0] * 21
+    rates = [config.rate_at(step) for step in range(40)]
+    assert rates[0] == 1
+    assert rates[10:13] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert rates[9] < 0.05
+    assert rates[39] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"tune": "all"}, "lora, full, terms"), ({"ramp": 2.0}, "ramp is 2"), ({"steps": -1}, "steps is -1")],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        TuneConfig(**wrong)
+
+
+def test_four_layers_of_phi_2_fit_into_the_references_card() -> None:
+    from transformers import AutoModelForCausalLM, PhiConfig
+
+    shape = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32, "vocab_size": 51200}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            PhiConfig(**shape, num_attention_heads=32), dtype=torch.float16
+        )
+    layers, settings = [0, 8, 16, 24], ToroidalSettings(platters=2)
+    lora = TuneConfig(tune="lora", gradient_checkpointing=True)
+    found = estimate_memory(model, layers, settings, lora, 256)
+    assert sum(p.numel() for p in model.parameters()) == 2_779_683_840
+    assert found.weights == 2 * 2_779_683_840
+    assert found.total < 7.6 * 2**30, str(found)
+    full = estimate_memory(model, layers, settings, TuneConfig(tune="full"), 256)
+    assert full.training > 4 * 26_000_000 * 16, "what the reference trained"
+
+
+def test_costs_are_those_of_each_layer_alone_and_leave_the_model_as_it_was() -> None:
+    model, settings = plain(), ToroidalSettings(platters=2, period=16, lambda_distance=8.0)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    kind, expected = type(model), logits(model)
+    costs = layer_costs(model, [batch(0), batch(1)], settings)
+    alone = aiether.retrofit(plain(), layers=[1], settings=settings)
+    set_progress(alone, 1.0)
+    with torch.no_grad():
+        by_hand = [mean_divergence(plain()(batch(n)).logits, alone(batch(n)).logits).item() for n in (0, 1)]
+    assert costs[1] == pytest.approx(sum(by_hand) / 2, rel=1e-4)
+    assert len(set(costs)) == 3
+    assert min(costs) > 0
+    assert type(model) is kind
+    assert torch.equal(logits(model), expected)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert cheapest([3.0, 1.0, 2.0], 2) == [1, 2]
+    with pytest.raises(ValueError, match="from 1 to 3"):
+        cheapest([3.0, 1.0, 2.0], 4)
