@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from tests.families import FAMILY_TABLE
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from aiether.toroidal import (
     ToroidalAttention,
     ToroidalSettings,
     TorusTerms,
-    attend_eager,
+    kernels,
     ring_attention,
     set_progress,
     sharded,
@@ -64,8 +65,7 @@ def plain_or_torus(
         output = output.flatten(3)
     elif shards is None:
         keys, values = (each.repeat_interleave(HEADS // GROUPS, dim=1) for each in (key, value))
-        allowed = torch.ones(length, length, dtype=torch.bool).tril() if causal else None
-        output, _ = attend_eager(query, keys, values, allowed=allowed, scale=0.4)
+        output = F.scaled_dot_product_attention(query, keys, values, is_causal=causal, scale=0.4)
     else:
         output = ring_attention(query, key, value, shards, causal=causal, scale=0.4)
     (output * weight).sum().backward()
@@ -160,6 +160,7 @@ def work(rank: int, store: Path, expected: dict[str, Found], queue: Any) -> None
         "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=timedelta(seconds=60)
     )
     pair = dist.new_group([1, 3])
+    kernels._QUERIES = 4  # the eager path recomputes blocks of queries
     errors: dict[str, Any] = {}
     try:
         for name, (compute, how) in CASES.items():
@@ -260,6 +261,7 @@ def test_one_rank_is_plain(name: str) -> None:
         ({"labels": torch.ones(1, 8, dtype=torch.long)}, "targets"),
         ({"position_ids": torch.arange(1, 9)[None]}, "not those of this rank"),
         ({"attention_mask": torch.arange(8)[None] > 1}, "no padding"),
+        ({"attention_mask": torch.ones(1, 1, 8, 8, dtype=torch.bool)}, "leave attention_mask out"),
         ({"input_ids": torch.ones(1, 6, dtype=torch.long)}, "6 tokens here"),
     ],
 )
@@ -281,6 +283,11 @@ def test_models_that_cannot_are_refused() -> None:
     model.set_attn_implementation("aiether_toroidal")
     with pytest.raises(ValueError, match="yarn"), sharded(shards, model):
         pass
+    mistral: Any = next(case for case in FAMILY_TABLE if case.name == "mistral")
+    model = mistral.build(depth=1, sliding_window=4)
+    model.set_attn_implementation("aiether_toroidal")
+    with pytest.raises(ValueError, match="see 4 tokens only"), sharded(shards, model):
+        model(torch.ones(1, 8, dtype=torch.long))
     dropping = ToroidalAttention(16, 2, dropout=0.1)
     with pytest.raises(ValueError, match="dropout"), sharded(shards):
         dropping(torch.randn(1, 8, 16))

@@ -297,7 +297,8 @@ def _attention_forward(
     terms: TorusTerms | None = getattr(module, "torus", None)
     shards = current_shards()
     if shards is not None:
-        return attend_over_shards(module, query, key, value, dropout, scaling, shards), None
+        given = (module, query, key, value, attention_mask, dropout, scaling, shards)
+        return attend_over_shards(*given), None
     if terms is None or not terms.active:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs

@@ -53,12 +53,15 @@ def attend_over_shards(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    mask: Tensor | None,
     dropout: float,
     scaling: float | None,
     shards: SequenceShards,
 ) -> Tensor:
     """The attention of a decoder's layer, (B, N, H, X): plain in other layers and at progress 0."""
     check_no_dropout(dropout)
+    if mask is not None:
+        raise ValueError("a sharded sequence is plainly causal: leave attention_mask out")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     terms: TorusTerms | None = getattr(module, "torus", None)
     if terms is None or not terms.active:
@@ -87,7 +90,12 @@ def check_no_padding(present_BN: Tensor | None) -> None:
 
 
 def check_mask(
-    *, attention_mask: Tensor | None = None, local_size: int | None = None, use_vmap: bool = False, **_: Any
+    *,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    allow_is_bidirectional_skip: bool = False,
+    **_: Any,
 ) -> None:
     """Raises ValueError if a decoder asks for another mask than the plain causal one."""
     check_no_padding(attention_mask)
@@ -96,7 +104,7 @@ def check_mask(
             f"the model has layers that see {local_size} tokens only, and a sharded sequence knows no such "
             "window: take a model without sliding_window, or set a window of the torus"
         )
-    if use_vmap:
+    if use_vmap or allow_is_bidirectional_skip:
         raise ValueError("the model has a mask of its own, and a sharded sequence is plainly causal")
 
 
