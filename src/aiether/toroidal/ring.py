@@ -2,7 +2,8 @@
 
 Each rank attends from its own queries to the keys that it has at the moment, while these are on their way to
 the next rank, and merges what it found by the log-sum-exps. For the gradients keys and values go round again,
-and the gradients of each along with them. No rank ever has more than two shards of keys.
+and the gradients of each along with them. A rank has a few shards of keys at a time, however many ranks
+there are.
 """
 
 from __future__ import annotations
@@ -199,7 +200,8 @@ def _block_gradients(
         found, found_log = attend(*leaves, places)  # type: ignore[arg-type]
     with torch.no_grad():
         share = (found_log - log.masked_fill(log == -torch.inf, 0)).exp()
-        moved = (grad_output * (found - output)).sum(-1, dtype=log.dtype) + grad_log
+        apart = found.to(log.dtype) - output
+        moved = (grad_output * apart).sum(-1) + grad_log
         grads = ((share[..., None] * grad_output).to(found.dtype), (share * moved).to(found_log.dtype))
     return torch.autograd.grad((found, found_log), [each for each in leaves if each is not None], grads)
 
@@ -241,9 +243,8 @@ def _unpack(held: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     return first.view(key.shape), second.view(value.shape)
 
 
-def _visits(own: Tensor, shards: SequenceShards) -> Iterator[tuple[int, Tensor]]:
+def _visits(held: Tensor, shards: SequenceShards) -> Iterator[tuple[int, Tensor]]:
     """(rank, what it holds), this rank's first; the next is on its way while the caller computes."""
-    held = own
     for step in range(shards.ranks):
         last = step == shards.ranks - 1
         arrival = None if last else _pass_on(held, shards, _KEYS)
