@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     )
     from .kernels import attend_eager, attend_flash, merge
     from .module import ToroidalAttention
+    from .over_ranks import sharded
     from .reference import reference_attention
+    from .ring import ring_attention, toroidal_ring_attention
     from .settings import ToroidalSettings
+    from .shards import SequenceShards
     from .storage import load
     from .terms import Terms, TorusTerms
 
@@ -38,13 +41,17 @@ _HOMES = {
     "kernels": ("attend_eager", "attend_flash", "merge"),
     "module": ("ToroidalAttention",),
     "reference": ("reference_attention",),
+    "ring": ("ring_attention", "toroidal_ring_attention"),
     "settings": ("ToroidalSettings",),
+    "over_ranks": ("sharded",),
+    "shards": ("SequenceShards",),
     "storage": ("load",),
     "terms": ("Terms", "TorusTerms"),
 }
 
 __all__ = [
     "Places",
+    "SequenceShards",
     "Terms",
     "ToroidalAttention",
     "ToroidalSettings",
@@ -58,8 +65,11 @@ __all__ = [
     "register_toroidal",
     "restore",
     "retrofit",
+    "ring_attention",
     "set_progress",
+    "sharded",
     "toroidal_attention",
+    "toroidal_ring_attention",
     "torus_terms",
 ]
 

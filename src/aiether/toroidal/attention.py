@@ -57,19 +57,33 @@ def toroidal_attention(
         scale: of the whole head's products, 1 / sqrt(X) as a rule.
         dropout: probability with which an attention weight is dropped; needs the eager path.
     """
-    platters, heads = settings.platters, query_BHNX.shape[1]
-    backend = choose_backend(settings, places, query_BHNX, dropout)
-    pairs = _pairs(query_BHNX, terms, settings)  # (B, H D D, N, X)
-    lambda_BPN = _for_pairs(terms.lambda_BHN.expand(-1, heads, query_BHNX.shape[2]), platters)
+    pairs_BPNX, lambda_BPN = pairs_of_platters(query_BHNX, terms, settings)
+    output, log = attend_pairs(
+        pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale, dropout=dropout
+    )
+    return union_of_platters(output, log, terms, settings.platters)
+
+
+def attend_pairs(
+    pairs_BPNX: Tensor,
+    key_BGMX: Tensor,
+    value_BGMX: Tensor,
+    lambda_BPN: Tensor,
+    settings: ToroidalSettings,
+    places: Places,
+    *,
+    scale: float,
+    dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """What each pair of platters sees among these keys, (B, P, N, X), and the log-sum-exp, (B, P, N)."""
+    backend = choose_backend(settings, places, pairs_BPNX, dropout)
     if backend == "flash" or (backend == "flex" and settings.distance != "triangle"):
-        pairs, key_BGMX = _with_waves(pairs, key_BGMX, lambda_BPN, settings, places, scale)
+        pairs_BPNX, key_BGMX = _with_waves(pairs_BPNX, key_BGMX, lambda_BPN, settings, places, scale)
     if backend == "flash":
-        output, log = attend_flash(pairs, key_BGMX, value_BGMX, causal=places.causal, scale=scale)
-    elif backend == "flex":
-        output, log = attend_flex(pairs, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale)
-    else:
-        output, log = _eager(pairs, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale, dropout)
-    return _union(output, log, terms, platters)
+        return attend_flash(pairs_BPNX, key_BGMX, value_BGMX, causal=places.causal, scale=scale)
+    if backend == "flex":
+        return attend_flex(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale)
+    return _eager(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale, dropout)
 
 
 def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tensor, dropout: float) -> str:
@@ -82,7 +96,7 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
     """
     plain = settings.window is None and settings.distance != "triangle"
     one_block = places.allowed is None and dropout == 0
-    flash = plain and one_block and _flash_takes(query_BHNX)
+    flash = plain and one_block and flash_takes(query_BHNX)
     flex = one_block and query_BHNX.device.type == "cuda"
     able = {"flash": flash, "flex": flex, "eager": True}
     if settings.backend == "auto":
@@ -95,7 +109,8 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
     return settings.backend if able[settings.backend] else "eager"
 
 
-def _flash_takes(query_BHNX: Tensor) -> bool:
+def flash_takes(query_BHNX: Tensor) -> bool:
+    """Whether the fused kernel takes queries of this device, type and size."""
     if query_BHNX.device.type == "cuda":
         half = query_BHNX.dtype in (torch.float16, torch.bfloat16)
         return (
@@ -106,11 +121,16 @@ def _flash_takes(query_BHNX: Tensor) -> bool:
     return query_BHNX.device.type == "cpu"
 
 
-def _pairs(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettings) -> Tensor:
-    """Queries as each pair (k, l) of platters has them, (B, H D D, N, X), pairs within heads."""
+def pairs_of_platters(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettings) -> tuple[Tensor, Tensor]:
+    """Queries as each pair (k, l) of platters has them, (B, P = H D D, N, X), pairs within heads; and lambda.
+
+    Lambda is float32, (B or 1, P, N).
+    """
     platters, size = settings.platters, query_BHNX.shape[-1] // settings.platters
+    lambda_BHN = terms.lambda_BHN.expand(-1, query_BHNX.shape[1], query_BHNX.shape[2])
+    lambda_BPN = lambda_BHN.repeat_interleave(platters * platters, dim=1)
     if platters == 1:
-        return query_BHNX  # (1 - g) s + g s
+        return query_BHNX, lambda_BPN  # (1 - g) s + g s
     gate = terms.gate.to(query_BHNX.dtype)
     whole = (1 - gate) * query_BHNX
     own = gate * math.sqrt(platters) * query_BHNX
@@ -121,11 +141,7 @@ def _pairs(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettings) -> Tens
             moved = turn_between(asked, k, other, platters) if settings.platter_rotary else asked
             around = (other * size, (platters - 1 - other) * size)
             pairs.append(whole + torch.nn.functional.pad(moved, around))
-    return torch.stack(pairs, 2).flatten(1, 2)
-
-
-def _for_pairs(values_BHN: Tensor, platters: int) -> Tensor:
-    return values_BHN.repeat_interleave(platters * platters, dim=1)
+    return torch.stack(pairs, 2).flatten(1, 2), lambda_BPN
 
 
 def _with_waves(
@@ -199,7 +215,7 @@ def _eager(
     return attend_eager(pairs_BPNX, keys, values, allowed=allowed, bias=bias, scale=scale, dropout=dropout)
 
 
-def _union(output_BPNX: Tensor, log_BPN: Tensor, terms: Terms, platters: int) -> Tensor:
+def union_of_platters(output_BPNX: Tensor, log_BPN: Tensor, terms: Terms, platters: int) -> Tensor:
     """Each platter's softmax over the keys of all platters, (B, H, N, D, X / D)."""
     if platters == 1:
         return output_BPNX[..., None, :]

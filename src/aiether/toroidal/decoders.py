@@ -32,6 +32,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .attention import Places, toroidal_attention
+from .over_ranks import attend_over_shards, check_mask, current_shards
 from .settings import ToroidalSettings
 from .storage import save_differences
 from .terms import TorusTerms
@@ -216,6 +217,12 @@ def _check(model: PreTrainedModel, layers: Sequence[int]) -> None:
     depth = config.num_hidden_layers
     if not layers or len(set(layers)) != len(layers) or any(not 0 <= index < depth for index in layers):
         raise ValueError(f"layers is {list(layers)}: name each of some from 0 to {depth - 1} once")
+    check_architecture(model)
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Raises ValueError if the model's attention cannot be taken over."""
+    config: Any = model.config
     reasons = {
         "it has an encoder": config.is_encoder_decoder or getattr(config, "add_cross_attention", False),
         "its attention is not called through transformers' attention interface": (
@@ -288,6 +295,10 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     """What transformers calls: plain attention in other layers and at progress 0."""
     terms: TorusTerms | None = getattr(module, "torus", None)
+    shards = current_shards()
+    if shards is not None:
+        given = (module, query, key, value, attention_mask, dropout, scaling, shards)
+        return attend_over_shards(*given), None
     if terms is None or not terms.active:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
@@ -321,5 +332,13 @@ def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.
     return Places(own_BN - first_B1, key_places - first_B1, allowed, causal=False)
 
 
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """A sharded sequence needs none: what a shard may see follows from its place in the whole."""
+    if current_shards() is None:
+        return sdpa_mask(*args, **kwargs)
+    check_mask(**kwargs)
+    return None
+
+
 AttentionInterface.register(IMPLEMENTATION, _attention_forward)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, _mask)

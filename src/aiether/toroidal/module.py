@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Places, toroidal_attention
+from .over_ranks import check_no_dropout, check_no_padding, current_shards
+from .ring import toroidal_ring_attention
 from .rotary import ring_frequencies, turn_by_place
 from .settings import ToroidalSettings
 from .terms import TorusTerms
@@ -67,7 +69,8 @@ class ToroidalAttention(nn.Module):
     def forward(self, hidden_BNC: Tensor, present_BN: Tensor | None = None) -> Tensor:
         """`present_BN`: bool, False for padding, which nobody attends to; None: there is none.
 
-        Places are counted from the first token that is no padding.
+        Places are counted from the first token that is no padding. Within `aiether.toroidal.sharded` the
+        tokens are this rank's share of a longer sequence, without padding.
         """
         query, key, value = (
             projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -76,19 +79,29 @@ class ToroidalAttention(nn.Module):
         places = self._places(hidden_BNC, present_BN)
         if self.rotary is not None:
             query, key = (turn_by_place(each, places.query, self.angles) for each in (query, key))
-        platters = toroidal_attention(
-            query,
-            key,
-            value,
-            self.torus(query),
-            self.settings,
-            places,
-            scale=self.head_dim**-0.5,
-            dropout=self.dropout if self.training else 0.0,
-        )
+        platters = self._attend(query, key, value, places)
         return self.o_proj(self.torus.fuse(platters).flatten(3).transpose(1, 2).flatten(2))
 
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, places: Places) -> Tensor:
+        terms, scale = self.torus(query), self.head_dim**-0.5
+        dropout = self.dropout if self.training else 0.0
+        shards = current_shards()
+        if shards is None:
+            return toroidal_attention(
+                query, key, value, terms, self.settings, places, scale=scale, dropout=dropout
+            )
+        check_no_dropout(dropout)
+        return toroidal_ring_attention(
+            query, key, value, terms, self.settings, shards, causal=self.causal, scale=scale
+        )
+
     def _places(self, hidden_BNC: Tensor, present_BN: Tensor | None) -> Places:
+        shards = current_shards()
+        if shards is not None:
+            check_no_padding(present_BN)
+            shards.check_share(hidden_BNC.shape[1])
+            places = shards.positions(hidden_BNC.device)
+            return Places(places, places, causal=self.causal)
         length = hidden_BNC.shape[1]
         places = torch.arange(length, device=hidden_BNC.device)
         if present_BN is None:
