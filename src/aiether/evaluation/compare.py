@@ -91,8 +91,8 @@ def compare(
 
 
 def _divergences(base_TV: Tensor, model_TV: Tensor) -> Tensor:
-    """D(base || model) of each prediction: float64 (T - 1,)."""
+    """D(base || model) of each prediction: float64 (T - 1,), on the CPU."""
     base, other = (logits[:-1].float().log_softmax(-1) for logits in (base_TV, model_TV))
     parts = base.exp() * (base - other)
     # An entry that the base has masked adds 0 * (-inf), which would be NaN.
-    return parts.masked_fill(base.isneginf(), 0.0).sum(-1).double()
+    return parts.masked_fill(base.isneginf(), 0.0).sum(-1).cpu().double()

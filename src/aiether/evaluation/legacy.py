@@ -107,13 +107,13 @@ def _filled(lines: Sequence[Sequence[int]], pad_id: int, length: int) -> tuple[T
 
 
 def _line_means(forward: Forward, ids_BT: Tensor, filled_BT: Tensor, double_shift: bool) -> Tensor:
-    """The mean loss of each line: float64 (B,)."""
+    """The mean loss of each line: float64 (B,), on the CPU."""
     stop = ids_BT.shape[1] - double_shift
     seen = filled_BT | ~filled_BT.any(1, keepdim=True)
     logits = forward(ids_BT[:, :stop], attention_mask=seen[:, :stop].long())[:, :-1]
     labels = ids_BT[:, 1 + double_shift :]
     rows = [
-        F.cross_entropy(row.float(), wanted, reduction="none").double().mean()
+        F.cross_entropy(row.float(), wanted, reduction="none").cpu().double().mean()
         for row, wanted in zip(logits, labels, strict=True)
     ]
-    return torch.stack(rows).cpu()
+    return torch.stack(rows)

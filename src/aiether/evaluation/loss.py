@@ -142,13 +142,13 @@ def _mask(counted: int | Tensor, length: int) -> Tensor:
 
 
 def token_losses(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
-    """The loss of each token but the first of its window: float64 (B, T), 0 at the first."""
+    """The loss of each token but the first of its window: float64 (B, T), 0 at the first, on the CPU."""
     # Row by row: a float32 copy of a whole batch's logits may be the largest thing in memory.
     rows = [
         F.cross_entropy(row[:-1].float(), ids[1:], reduction="none")
         for row, ids in zip(logits_BTV, ids_BT, strict=True)
     ]
-    return F.pad(torch.stack(rows).double(), (1, 0))
+    return F.pad(torch.stack(rows).cpu().double(), (1, 0))  # not every device has float64
 
 
 class LossAdder:
@@ -163,7 +163,7 @@ class LossAdder:
 
     def add(self, losses_BT: Tensor, counted_BT: Tensor) -> None:
         """One batch: float64 and bool (B, T)."""
-        losses, length = losses_BT.cpu().where(counted_BT, 0.0), losses_BT.shape[1]
+        losses, length = losses_BT.where(counted_BT, 0.0), losses_BT.shape[1]
         if length > len(self._losses):
             missing = (0, length - len(self._losses))
             self._losses, self._counts = F.pad(self._losses, missing), F.pad(self._counts, missing)

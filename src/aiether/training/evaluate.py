@@ -91,8 +91,12 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has neither infinity nor NaN: None instead."""
         found = asdict(self)
-        for stored, bucket in zip(found["buckets"], self.buckets, strict=True):
-            stored["perplexity"] = bucket.perplexity
+        shown = [(found["buckets"], self.buckets)]
+        if self.against is not None:
+            shown.append((found["against"]["buckets"], self.against.buckets))
+        for rows, buckets in shown:
+            for row, bucket in zip(rows, buckets, strict=True):
+                row["perplexity"] = bucket.perplexity
         return _finite(found)
 
     def __str__(self) -> str:
@@ -227,7 +231,7 @@ def evaluate(
     count, read = _windows(text.tokens, length, stride, windows)
     first, _ = next(_checked(read, model, count, silent))
     flops = count_forward_flops(model, first[None].to(target))  # the device is warm after it
-    parity = decode_parity(model, first[:parity_tokens], bf16=bf16) if parity_tokens else None
+    parity = _parity(model, first[:parity_tokens], bf16)
     found = _measured(model, lambda: _checked(read, model, count, report), batch_size, bf16)
     beside = None
     if base is not None:
@@ -375,6 +379,19 @@ def check_ids(ids: torch.Tensor, model: Any) -> None:
             f"the text holds the id {int(ids.max())}, the model's vocabulary {rows} entries: they do not "
             "belong together; name the model's own tokenizer with --tokenizer"
         )
+
+
+def _parity(model: Any, ids: torch.Tensor, bf16: bool) -> Parity | None:
+    if not len(ids):
+        return None
+    try:
+        return decode_parity(model, ids, bf16=bf16)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the model fails to decode from its cache ({reason}); --parity_tokens 0 leaves that out, and "
+            "aiether evaluate --conformance says what does not hold"
+        ) from error
 
 
 class _Measured(NamedTuple):
