@@ -155,6 +155,18 @@ def test_a_model_with_figures_of_its_own_is_asked_for_those_of_the_evaluation_al
     assert evaluate(run_dir, **valid, windows=3).extra == {}
 
 
+def test_a_run_beside_its_own_checkpoint(run_dir: Path) -> None:
+    """On the run's own split, the tokenizer of one in its folder, of the other with the run's data."""
+    newest = max((run_dir / "checkpoints").iterdir(), key=lambda folder: folder.stat().st_mtime)
+    found = evaluate(run_dir, windows=3, against=str(newest), parity_tokens=5)
+    assert found.against is not None
+    assert found.against.loss == pytest.approx(found.loss, abs=1e-6)
+    assert (found.against.kl, found.against.loss_difference) == (0.0, 0.0)
+    assert found.against.bits_per_byte == pytest.approx(found.bits_per_byte, abs=1e-6)
+    assert found.decode_parity is not None
+    assert found.decode_parity.tokens == 5
+
+
 def test_bfloat16_is_close(run_dir: Path, valid: dict[str, Any]) -> None:
     exact, rounded = evaluate(run_dir, **valid), evaluate(run_dir, **valid, bf16=True)
     assert rounded.loss != exact.loss

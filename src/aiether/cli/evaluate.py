@@ -12,7 +12,12 @@ import tyro
 from ._parse import parse
 
 FAILED = 1
-_SHARED = ("path", "conformance", "context_length", "halt_q", "device", "trust_remote_code", "json")
+_CONFORMANCE = ("path", "conformance", "context_length", "halt_q", "device", "trust_remote_code", "json")
+_ONLY_LEGACY = ("legacy", "double_shift", "empty_lines")
+_LEGACY = (
+    *("path", "dataset_path", "context_length", "windows", "batch_size", "device", "tokenizer"),
+    *("trust_remote_code", "json", *_ONLY_LEGACY),
+)
 
 
 @dataclass(frozen=True)
@@ -47,15 +52,42 @@ class EvaluateFlags:
         int | None,
         tyro.conf.arg(
             help="Tokens of a window. None: the run's, else the model's, at most 4096. "
-            "With --conformance: of the sequences tried, None: 32."
+            "With --conformance: of the sequences tried, None: 32. With --legacy: of a line, None: 256."
         ),
     ] = None
     stride: Annotated[
         int | None,
         tyro.conf.arg(help="Windows so far apart, of which new tokens count. None: side by side."),
     ] = None
-    windows: Annotated[int | None, tyro.conf.arg(help="At most so many windows, spread evenly.")] = None
+    windows: Annotated[
+        int | None,
+        tyro.conf.arg(help="At most so many windows, spread evenly; with --legacy the first so many lines."),
+    ] = None
     batch_size: Annotated[int, tyro.conf.arg(help="Windows per forward pass.")] = 8
+    against: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help="The model that this one was made of, a folder or a name on the Hub: its loss beside, the "
+            "difference with its error, and the divergence from it."
+        ),
+    ] = None
+    parity_tokens: Annotated[
+        int,
+        tyro.conf.arg(help="Decode so many tokens from the cache and compare with one pass; 0: leave out."),
+    ] = 64
+    legacy: Annotated[
+        bool,
+        tyro.conf.arg(
+            help="Instead, the arithmetic of the reference's toroidal results, for redoing its rows: lines "
+            "padded, padding counted, an unweighted mean. Not a perplexity."
+        ),
+    ] = False
+    double_shift: Annotated[
+        bool, tyro.conf.arg(help="With --legacy: the token after the next is asked for.")
+    ] = False
+    empty_lines: Annotated[
+        bool, tyro.conf.arg(help="With --legacy: blank lines count, as lines of padding alone.")
+    ] = False
     device: Annotated[
         Literal["auto", "cpu", "cuda", "mps"],
         tyro.conf.arg(help="Where to run; auto takes an accelerator if any."),
@@ -90,7 +122,26 @@ def run(arguments: Sequence[str]) -> int:
         "Measure a model's loss on a text, or check that it keeps the promises of a causal model.",
         usage="PATH",
     )
-    return _conformance(flags) if flags.conformance else _evaluate(flags)
+    if flags.conformance:
+        _refuse_idle(flags, _CONFORMANCE, "is about a text; --conformance reads none: leave one of them out")
+        return _conformance(flags)
+    if flags.legacy:
+        _refuse_idle(flags, _LEGACY, "has no meaning in the legacy arithmetic: leave one of them out")
+        return _legacy(flags)
+    usual = [each.name for each in fields(flags) if each.name not in _ONLY_LEGACY]
+    _refuse_idle(flags, usual, "belongs to the legacy arithmetic: give --legacy too")
+    return _evaluate(flags)
+
+
+def _refuse_idle(flags: EvaluateFlags, allowed: Sequence[str], why: str) -> None:
+    """ValueError for a flag that is given and would do nothing."""
+    idle = [
+        each.name
+        for each in fields(flags)
+        if each.name not in allowed and getattr(flags, each.name) != each.default
+    ]
+    if idle:
+        raise ValueError(f"--{idle[0]} {why}")
 
 
 def _evaluate(flags: EvaluateFlags) -> int:
@@ -98,21 +149,25 @@ def _evaluate(flags: EvaluateFlags) -> int:
 
     from ._progress import phase_progress
 
-    settings = {key: value for key, value in asdict(flags).items() if key not in ("conformance", "json")}
+    left_out = ("conformance", "json", *_ONLY_LEGACY)
+    settings = {key: value for key, value in asdict(flags).items() if key not in left_out}
     with phase_progress() as progress:
         found = evaluate(**settings, progress=progress)
     print(json.dumps(found.to_dict(), indent=2) if flags.json else found)
     return 0
 
 
+def _legacy(flags: EvaluateFlags) -> int:
+    from aiether.training.legacy import evaluate_legacy
+
+    settings = {key: value for key, value in asdict(flags).items() if key in _LEGACY}
+    del settings["json"], settings["legacy"]
+    found = evaluate_legacy(lines=settings.pop("windows"), **settings)
+    print(json.dumps(found.to_dict(), indent=2) if flags.json else found)
+    return 0
+
+
 def _conformance(flags: EvaluateFlags) -> int:
-    idle = [
-        each.name
-        for each in fields(flags)
-        if each.name not in _SHARED and getattr(flags, each.name) != each.default
-    ]
-    if idle:
-        raise ValueError(f"--{idle[0]} is about a text; --conformance reads none: leave one of them out")
     from aiether.training.evaluate import conformance
 
     report: Any = conformance(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,23 +16,29 @@ from aiether.adaptive import set_halt_q
 from aiether.data import DataConfig, Progress, TokenFile, TokenMixture, TokenWindows, prepare, whole_text
 from aiether.data.prepare import silent
 from aiether.data.tokenizer import TextTokenizer, load_tokenizer
+from aiether.data.whole import WholeText
 from aiether.evaluation import (
     Bucket,
     ConformanceReport,
     LossSums,
+    Parity,
     bits_per_byte,
     check_conformance,
+    compare,
     count_forward_flops,
     cut_windows,
+    decode_parity,
     perplexity,
     sum_losses,
     text_windows,
+    watch_peak,
 )
 from aiether.evaluation.loss import Counted
 
 from . import _format as fmt
+from .against import Against, base_folder, check_same
 from .config import read_config
-from .generate import find_device, find_model, load_model, run_of, tokenizer_of_run
+from .generate import find_device, find_model, load_model, run_of, tokenizer_of_run, toroidal_base
 from .run_folder import read_record
 
 LONGEST = 4096
@@ -54,9 +61,12 @@ class Evaluation:
     windows, context_length, stride: in what; `stride` None: windows side by side.
     forward_flops_per_token: of a forward pass over one window, head and attention included, as it ran.
     tokens_per_s: tokens through the model, those included that do not count.
+    peak_memory_bytes: the most that CUDA has held meanwhile, weights included; None elsewhere.
+    decode_parity: how far decoding from the cache is from one pass; None without a cache, or not asked for.
     device, dtype: where and in what.
     buckets: the loss by how many tokens stand before the one predicted.
     extra: what the model itself counts (`compute_figures`), as realised capacity or iterations.
+    against: the same of a base model; None where none was named.
     """
 
     model: str
@@ -70,17 +80,29 @@ class Evaluation:
     stride: int | None
     forward_flops_per_token: float
     tokens_per_s: float
+    peak_memory_bytes: int | None
+    decode_parity: Parity | None
     device: str
     dtype: str
     buckets: tuple[Bucket, ...]
     extra: Mapping[str, float]
+    against: Against | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has neither infinity nor NaN: None instead."""
-        return _finite(asdict(self))
+        found = asdict(self)
+        shown = [(found["buckets"], self.buckets)]
+        if self.against is not None:
+            shown.append((found["against"]["buckets"], self.against.buckets))
+        for rows, buckets in shown:
+            for row, bucket in zip(rows, buckets, strict=True):
+                row["perplexity"] = bucket.perplexity
+        return _finite(found)
 
     def __str__(self) -> str:
-        bits = "unknown (tokens without their text)" if self.bits_per_byte is None else ""
+        bits = "unknown (tokens without their text)"
+        if self.bits_per_byte is not None:
+            bits = f"{self.bits_per_byte:.4f}"
         apart = f", {self.stride} apart" if self.stride is not None else ""
         windows = (
             f"{self.windows:,} window{'s' if self.windows > 1 else ''} of {self.context_length:,}{apart}"
@@ -90,15 +112,39 @@ class Evaluation:
             "text": self.source,
             "loss": f"{self.loss:.4f} nats per token",
             "perplexity": f"{self.perplexity:.4g}",
-            "bits per byte": bits or f"{self.bits_per_byte:.4f}",
+            "bits per byte": bits,
             "tokens": f"{self.tokens:,} in {windows}",
             "FLOPs per token": f"{fmt.scientific(self.forward_flops_per_token)}, forward, head and attention",
             "speed": f"{self.tokens_per_s:,.0f} tokens/s on {self.device}, {self.dtype}",
+            **self._costs(),
             **{key: f"{value:.4g}" for key, value in self.extra.items()},
         }
+        if self.against is not None:
+            rows |= self.against.rows()
         width = max(map(len, rows))
         lines = [f"{key:{width}}  {value}" for key, value in rows.items()]
-        return "\n".join([*lines, "", "loss by tokens before:", *map(_bucket_line, self.buckets)])
+        return "\n".join([*lines, "", *self._by_place()])
+
+    def _costs(self) -> dict[str, str]:
+        rows = {"peak memory": f"not counted on {self.device}"}
+        if self.peak_memory_bytes is not None:
+            rows["peak memory"] = f"{self.peak_memory_bytes / 2**30:.2f} GiB, weights included"
+        if (parity := self.decode_parity) is not None:
+            rows["decode parity"] = (
+                f"{parity.difference:.1e} at most between logits from the cache and at once (up to "
+                f"{parity.scale:.3g}), {parity.tokens} tokens"
+            )
+        return rows
+
+    def _by_place(self) -> Iterator[str]:
+        heads = ["tokens before", "tokens", "loss", "perplexity"]
+        beside: Sequence[Sequence[str]] = [()] * len(self.buckets)
+        if self.against is not None:
+            heads, beside = [*heads, *self.against.heads], self.against.by_place()
+        yield "  ".join(f"{head:>13}" for head in heads)
+        for bucket, others in zip(self.buckets, beside, strict=True):
+            cells = [_stretch(bucket), f"{bucket.tokens:,}", f"{bucket.loss:.4f}", f"{bucket.perplexity:.4g}"]
+            yield "  ".join(f"{cell:>13}" for cell in [*cells, *others])
 
 
 @dataclass(frozen=True)
@@ -109,6 +155,15 @@ class _Text:
     bytes_per_token: float | None
     source: str
     context_length: int | None = None
+
+    @classmethod
+    def of(cls, whole: WholeText) -> _Text:
+        """All of a source."""
+        return cls(whole.tokens, whole.bytes_per_token, whole.source)
+
+    def bits_per_byte(self, loss: float) -> float | None:
+        """Of a mean loss per token in nats; None where the text is not known."""
+        return None if self.bytes_per_token is None else bits_per_byte(loss, 1, self.bytes_per_token)
 
 
 def evaluate(
@@ -121,6 +176,8 @@ def evaluate(
     stride: int | None = None,
     windows: int | None = None,
     batch_size: int = 8,
+    against: str | None = None,
+    parity_tokens: int = 64,
     device: str = "auto",
     bf16: bool = False,
     halt_q: float | None = None,
@@ -142,6 +199,9 @@ def evaluate(
         `LONGEST`.
     stride: None: windows side by side. Else as far apart, and only tokens that are new count.
     windows: at most so many, spread evenly.
+    against: a folder as `path`, or a name on the Hub: the model that this one was made of, or another with
+        its tokenizer. The loss beside it and the divergence from it are measured in a pass of their own.
+    parity_tokens: so many of the first window are decoded one by one as well; 0: none.
     bf16: weights as they are stored, and autocast to bfloat16. Without it everything is float32.
     halt_q: how long a model with latent reasoning thinks, as for `generate`. None: as it was trained with.
     text_column, token_dtype, tokenizer: of `dataset_path`, as in training; the tokenizer for a `path` that
@@ -156,42 +216,48 @@ def evaluate(
         whose data has changed, settings out of range, too little memory, and a loss that is NaN.
     """
     report = progress or silent
-    _validate(dataset_path, (tokenizer, token_dtype), batch_size, windows)
+    _validate(dataset_path, (tokenizer, token_dtype), batch_size, windows, parity_tokens)
     model_dir, target = find_model(path), find_device(device)
-    model = _loaded(model_dir, trust_remote_code, halt_q)
-    model = (model if bf16 else model.float()).to(target).eval()
+    model = _loaded(model_dir, trust_remote_code, halt_q, bf16=bf16).to(target)
+    base = None if against is None else _base(against, path, model, tokenizer, trust_remote_code, bf16)
     if dataset_path is None:
         text = _own_split(path, cache_dir, report)
     else:
         config = DataConfig(
             dataset_path=dataset_path, text_column=text_column, token_dtype=token_dtype, cache_dir=cache_dir
         )
-        whole = whole_text(config, text_tokenizer(path, model_dir, tokenizer), report)
-        text = _Text(whole.tokens, whole.bytes_per_token, whole.source)
+        text = _Text.of(whole_text(config, text_tokenizer(path, model_dir, tokenizer), report))
     length = context_of(model, text.context_length if context_length is None else context_length)
     count, read = _windows(text.tokens, length, stride, windows)
     first, _ = next(_checked(read, model, count, silent))
     flops = count_forward_flops(model, first[None].to(target))  # the device is warm after it
-    sums, elapsed_s, figures = _measured(
-        model, lambda: _checked(read, model, count, report), batch_size, bf16
-    )
-    bits = None if text.bytes_per_token is None else bits_per_byte(sums.loss, 1, text.bytes_per_token)
+    parity = _parity(model, first[:parity_tokens], bf16)
+    found = _measured(model, lambda: _checked(read, model, count, report), batch_size, bf16)
+    beside = None
+    if base is not None:
+        again = _checked(read, model, count, report, "comparing")
+        with enough_memory(batch_size):
+            both = compare(model, base.to(target), again, batch_size=batch_size, bf16=bf16)
+        beside = Against.of(str(against), both, text.bits_per_byte(both.base.loss))
     return Evaluation(
         model=str(model_dir),
         source=text.source,
-        loss=sums.loss,
-        perplexity=perplexity(sums.loss),
-        bits_per_byte=bits,
-        tokens=sums.tokens,
-        windows=sums.windows,
+        loss=found.sums.loss,
+        perplexity=perplexity(found.sums.loss),
+        bits_per_byte=text.bits_per_byte(found.sums.loss),
+        tokens=found.sums.tokens,
+        windows=found.sums.windows,
         context_length=len(first),
         stride=stride,
         forward_flops_per_token=flops / len(first),
-        tokens_per_s=sums.inputs / elapsed_s,
+        tokens_per_s=found.sums.inputs / found.elapsed_s,
+        peak_memory_bytes=found.peak_bytes,
+        decode_parity=parity,
         device=target.type,
         dtype="bfloat16" if bf16 else "float32",
-        buckets=sums.buckets(),
-        extra=figures,
+        buckets=found.sums.buckets(),
+        extra=found.figures,
+        against=beside,
     )
 
 
@@ -209,14 +275,27 @@ def conformance(
     """
     model_dir, target = find_model(path), find_device(device)
     model = _loaded(model_dir, trust_remote_code, halt_q)
-    return check_conformance(model.float().to(target), length=length)
+    return check_conformance(model.to(target), length=length)
 
 
-def _loaded(model_dir: Path, trust_remote_code: bool, halt_q: float | None) -> Any:
+def _loaded(
+    model_dir: Path, trust_remote_code: bool, halt_q: float | None = None, *, bf16: bool = False
+) -> Any:
     model = load_model(model_dir, trust_remote_code=trust_remote_code)
     if halt_q is not None:
         set_halt_q(model, halt_q)
-    return model
+    return (model if bf16 else model.float()).eval()
+
+
+def _base(
+    name: str, path: str | Path, model: Any, tokenizer: str | None, trust_remote_code: bool, bf16: bool
+) -> Any:
+    """The model to compare with, once it is known to speak the same tokens; still in ordinary memory."""
+    folder = base_folder(name)
+    spoken = text_tokenizer(path, find_model(path), tokenizer), text_tokenizer(name, folder, None)
+    base = _loaded(folder, trust_remote_code, bf16=bf16)
+    check_same(name, model, base, *spoken)
+    return base
 
 
 def _own_split(path: str | Path, cache_dir: str | None, report: Progress) -> _Text:
@@ -246,6 +325,8 @@ def text_tokenizer(path: str | Path, model_dir: Path, given: str | None) -> Text
         return load_tokenizer(given)
     if any((model_dir / name).is_file() for name in TOKENIZER_FILES):
         return load_tokenizer(str(model_dir))
+    if (base := toroidal_base(model_dir)) is not None:
+        return load_tokenizer(base)
     of_run = tokenizer_of_run(Path(path))
     return None if of_run is None else load_tokenizer(str(of_run))
 
@@ -280,11 +361,13 @@ def _windows(
     return len(mixed), lambda: ((mixed[index]["input_ids"], 1) for index in range(len(mixed)))
 
 
-def _checked(read: Read, model: Any, count: int, report: Progress) -> Iterator[Counted]:
+def _checked(
+    read: Read, model: Any, count: int, report: Progress, phase: str = "evaluating"
+) -> Iterator[Counted]:
     """The windows, once their ids are known to be in the model's vocabulary; tells how far they are."""
     for number, (ids, first) in enumerate(read()):
         check_ids(ids, model)
-        report("evaluating", number / count)
+        report(phase, number / count)
         yield ids, first
 
 
@@ -298,26 +381,56 @@ def check_ids(ids: torch.Tensor, model: Any) -> None:
         )
 
 
-def _measured(
-    model: Any, read: Read, batch_size: int, bf16: bool
-) -> tuple[LossSums, float, dict[str, float]]:
-    """The sums over all windows, the seconds that they took, and what the model has counted meanwhile."""
+def _parity(model: Any, ids: torch.Tensor, bf16: bool) -> Parity | None:
+    if not len(ids):
+        return None
+    try:
+        return decode_parity(model, ids, bf16=bf16)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the model fails to decode from its cache ({reason}); --parity_tokens 0 leaves that out, and "
+            "aiether evaluate --conformance says what does not hold"
+        ) from error
+
+
+class _Measured(NamedTuple):
+    """The sums over all windows, the seconds and bytes that they took, and what the model itself counted."""
+
+    sums: LossSums
+    elapsed_s: float
+    peak_bytes: int | None
+    figures: dict[str, float]
+
+
+def _measured(model: Any, read: Read, batch_size: int, bf16: bool) -> _Measured:
     reset, figures = (getattr(model, name, dict) for name in ("reset_compute_figures", "compute_figures"))
     reset()
-    started = time.perf_counter()
-    try:
+    peak, started = watch_peak(model.device), time.perf_counter()
+    with enough_memory(batch_size):
         sums = sum_losses(model, read(), batch_size=batch_size, bf16=bf16)
+    elapsed_s = time.perf_counter() - started
+    return _Measured(sums, elapsed_s, peak(), {name: float(value) for name, value in figures().items()})
+
+
+@contextmanager
+def enough_memory(batch_size: int) -> Iterator[None]:
+    """A device without room becomes a ValueError that says what to change."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         raise ValueError(
             f"there is too little memory for {batch_size} windows at once; choose a smaller batch_size, or "
             "context_length"
         ) from error
-    elapsed_s = time.perf_counter() - started
-    return sums, elapsed_s, {name: float(value) for name, value in figures().items()}
 
 
 def _validate(
-    dataset_path: str | None, of_a_text: tuple[Any, ...], batch_size: int, windows: int | None
+    dataset_path: str | None,
+    of_a_text: tuple[Any, ...],
+    batch_size: int,
+    windows: int | None,
+    parity_tokens: int,
 ) -> None:
     if dataset_path is None and any(value is not None for value in of_a_text):
         raise ValueError(
@@ -327,6 +440,8 @@ def _validate(
     for name, value in (("batch_size", batch_size), ("windows", windows)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; it must be at least 1")
+    if parity_tokens < 0:
+        raise ValueError(f"parity_tokens is {parity_tokens}; it must be 0 (none) or more")
 
 
 def _finite(value: Any) -> Any:
@@ -337,8 +452,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _bucket_line(bucket: Bucket) -> str:
-    stretch = (
-        f"{bucket.start:,}" if bucket.stop == bucket.start + 1 else f"{bucket.start:,}-{bucket.stop - 1:,}"
-    )
-    return f"  {stretch:>13}  {bucket.loss:.4f}  ({bucket.tokens:,} tokens)"
+def _stretch(bucket: Bucket) -> str:
+    last = bucket.stop - 1
+    return f"{bucket.start:,}" if last == bucket.start else f"{bucket.start:,}-{last:,}"

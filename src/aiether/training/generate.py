@@ -21,6 +21,9 @@ import aiether.adaptive.model  # noqa: F401 - makes the model type lahr known to
 from aiether.adaptive import set_halt_q
 from aiether.adaptive.decoders import register_mixture_of_depths
 from aiether.integrations import CheckpointStore, check_weights, read_mapping, without_progress_bars
+from aiether.toroidal import load as load_toroidal
+from aiether.toroidal import register_toroidal
+from aiether.toroidal.storage import RECORD
 
 from .config import check_text
 
@@ -126,7 +129,7 @@ def find_model(path: str | Path) -> Path:
     if not path.is_dir():
         raise ValueError(f"{str(path)!r} is not a folder; name a run folder or a Hugging Face model folder")
     for candidate in (path, path / "final"):
-        if (candidate / "config.json").is_file():
+        if any((candidate / name).is_file() for name in ("config.json", RECORD)):
             return candidate
     newest = CheckpointStore(path).latest()
     if newest is None:
@@ -140,12 +143,16 @@ def find_model(path: str | Path) -> Path:
 def load_model(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
     """The causal language model of a folder, every weight of it read from safetensors.
 
+    A folder of a toroidal model's differences is put together with the model that it was made of.
+
     Raises
     ------
     ValueError
         For a damaged folder, weights that do not fill the model, and one that needs code of its own.
     """
     num_tensors = _check_folder(model_dir, trust_remote_code)
+    if toroidal_base(model_dir) is not None:
+        return _load_differences(model_dir, trust_remote_code)
     options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     with without_progress_bars(), _readable(f"the model in {str(model_dir)!r}"):
         config = AutoConfig.from_pretrained(model_dir, **options)
@@ -162,6 +169,21 @@ def load_model(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
     return model
 
 
+def toroidal_base(model_dir: Path) -> str | None:
+    """What a folder of a toroidal model's differences was made of, a folder or a name; None for others."""
+    if not (model_dir / RECORD).is_file():
+        return None
+    base = read_mapping(model_dir / RECORD).get("base")
+    if not isinstance(base, str):
+        raise ValueError(f"{model_dir / RECORD} is damaged (it names no base): restore it")
+    return base
+
+
+def _load_differences(model_dir: Path, trusted: bool) -> Any:
+    with without_progress_bars(), _readable(f"the model in {str(model_dir)!r}"):
+        return load_toroidal(model_dir, use_safetensors=True, trust_remote_code=trusted)
+
+
 def load_tokenizer(
     path: str | Path,
     model_dir: Path,
@@ -169,7 +191,16 @@ def load_tokenizer(
     *,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer given, else the model folder's own, else the one that the run's data was packed with."""
+    """The tokenizer given, else the model folder's own, else the one that the run's data was packed with.
+
+    A folder of a toroidal model's differences has none: it is that of the model that it was made of.
+    """
+    base = toroidal_base(model_dir) if tokenizer is None else None
+    if base is not None and not (model_dir / _TOKENIZER_FILE).is_file():
+        if not Path(base).is_dir():
+            with _readable(f"the tokenizer {base!r}"):
+                return AutoTokenizer.from_pretrained(base, trust_remote_code=trust_remote_code)
+        path = model_dir = Path(base)
     source = Path(tokenizer) if tokenizer is not None else model_dir
     with _readable(f"the tokenizer {str(source)!r}"):
         if source.is_file():
@@ -208,12 +239,18 @@ def _check_folder(model_dir: Path, trusted: bool) -> int:
 
     A folder that brings its own classes is refused unless trusted; where transformers knows the model's type
     itself, its own classes are taken and the folder's are not looked at. So it is with a decoder that
-    `add_mixture_of_depths` has changed.
+    `add_mixture_of_depths` or `retrofit` has changed. Of a folder of differences its base is looked at.
     """
+    if (base := toroidal_base(model_dir)) is not None:
+        if not Path(base).is_dir():  # a name on the Hub
+            return 0
+        model_dir = Path(base)
+        if not (model_dir / "config.json").is_file():
+            raise ValueError(f"the base model {base!r} has no config.json: restore it")
     settings = read_mapping(model_dir / "config.json")
     model_type = settings.get("model_type")
-    known = register_mixture_of_depths(model_type) or model_type in CONFIG_MAPPING
-    if "auto_map" in settings and not known and not trusted:
+    changed = register_mixture_of_depths(model_type) or register_toroidal(model_type)
+    if "auto_map" in settings and not (changed or model_type in CONFIG_MAPPING) and not trusted:
         raise ValueError(_code_needed(model_dir / "config.json"))
     return check_weights(model_dir)
 
