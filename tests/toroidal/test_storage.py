@@ -66,6 +66,29 @@ def test_whole_folders_come_back_bit_by_bit(base: Path, tmp_path: Path) -> None:
     assert equal(model, AutoModelForCausalLM.from_pretrained(tmp_path / "whole"))
 
 
+def test_a_folder_holds_one_or_the_other(base: Path, tmp_path: Path) -> None:
+    model = retrofitted(base)
+    model.save_pretrained(tmp_path / "torus")
+    set_progress(model, 1.0)
+    model.save_pretrained(tmp_path / "torus", whole=True)
+    assert equal(model, aiether.load(tmp_path / "torus"))
+    with pytest.raises(ValueError, match="holds a whole model"):
+        model.save_pretrained(tmp_path / "torus")
+
+
+def test_a_base_is_found_from_another_place_and_missed_by_name(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = retrofitted(Path("base"))
+    model.save_pretrained("torus")
+    monkeypatch.chdir(base)
+    assert equal(model, aiether.load(tmp_path / "torus"))
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="not there any more"):
+        aiether.load(tmp_path / "torus")
+
+
 def test_a_model_without_a_base_is_stored_whole(tmp_path: Path) -> None:
     model = aiether.retrofit(LLAMA.build(depth=2), layers=[0])
     set_progress(model, 1.0)

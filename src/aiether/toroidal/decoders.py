@@ -34,7 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from .attention import Places, toroidal_attention
 from .over_ranks import attend_over_shards, check_mask, current_shards
 from .settings import ToroidalSettings
-from .storage import save_differences
+from .storage import forget_differences, save_differences
 from .terms import TorusTerms
 
 IMPLEMENTATION = "aiether_toroidal"
@@ -157,6 +157,7 @@ class ToroidalDecoder:
         """
         known = base or self.config.toroidal.get("base") or self.config._name_or_path
         if whole or (whole is None and (not known or "state_dict" in kwargs)):
+            forget_differences(save_directory)
             super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
         else:
             save_differences(self, save_directory, base)

@@ -38,8 +38,9 @@ def save_differences(model: Any, folder: str | Path, base: str | None = None) ->
             "the model was not loaded from a folder or the Hub, so that there is nothing to store "
             "differences from: give base=, or save the whole model with save_pretrained(folder, whole=True)"
         )
+    base = _place(base)
     state = _tensors(model)
-    before = _tensors(AutoModelForCausalLM.from_pretrained(base, dtype="auto"))
+    before = _tensors(AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True))
     missing = before.keys() - state.keys()
     if missing:
         raise ValueError(
@@ -49,8 +50,10 @@ def save_differences(model: Any, folder: str | Path, base: str | None = None) ->
     changed = {name: tensor for name, tensor in state.items() if not _equal(tensor, before.get(name))}
     kept = sorted(before.keys() - changed.keys())
     folder = Path(folder)
+    if (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds a whole model: choose another folder for what differs from one")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).unlink(missing_ok=True)
+    forget_differences(folder)
     _replace(folder / TENSORS, lambda path: save_file(changed, path))
     record = {
         "base": base,
@@ -59,6 +62,16 @@ def save_differences(model: Any, folder: str | Path, base: str | None = None) ->
         "toroidal": {**model.config.toroidal, "base": base},
     }
     _replace(folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=1), encoding="utf-8"))
+
+
+def forget_differences(folder: str | Path) -> None:
+    """Take the record out of a folder, which then holds no differences."""
+    (Path(folder) / RECORD).unlink(missing_ok=True)
+
+
+def _place(base: str) -> str:
+    """A folder by its whole path; a name on the Hub as it is."""
+    return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
 def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -84,10 +97,15 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
                 f"{folder} holds a model of type {held.get('model_type')!r}, without toroidal layers: load "
                 "it with transformers and call aiether.retrofit on it"
             )
-        return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+        return AutoModelForCausalLM.from_pretrained(folder, **{"use_safetensors": True, **kwargs})
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     changed = load_file(folder / TENSORS)
-    kwargs = {"dtype": record["dtype"], **kwargs}
+    if Path(record["base"]).is_absolute() and not Path(record["base"]).is_dir():
+        raise ValueError(
+            f"the base model {record['base']!r} is not there any more: put it back, or write its new place "
+            f'under "base" in {folder / RECORD}'
+        )
+    kwargs = {"dtype": record["dtype"], "use_safetensors": True, **kwargs}
     model = AutoModelForCausalLM.from_pretrained(record["base"], **kwargs)
     _check_base(model, record, changed, kwargs["dtype"])
     held = dict(record["toroidal"])
