@@ -177,7 +177,12 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], named: str) 
 def test_four_layers_of_phi_2_fit_into_the_references_card() -> None:
     from transformers import AutoModelForCausalLM, PhiConfig
 
-    shape = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32, "vocab_size": 51200}
+    shape: dict[str, Any] = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 32,
+        "vocab_size": 51200,
+    }
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             PhiConfig(**shape, num_attention_heads=32), dtype=torch.float16
