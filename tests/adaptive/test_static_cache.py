@@ -72,7 +72,8 @@ def test_controls_and_full_capacity_write_the_same_too(settings: dict[str, Any])
 def test_a_routed_decoder_writes_the_same_with_a_static_cache(implementation: str) -> None:
     model = _decoder()
     model.set_attn_implementation(implementation)
-    for given in ({}, {"do_sample": True, "top_k": 0}, {"num_beams": 3}):
+    settings: list[dict[str, Any]] = [{}, {"do_sample": True, "top_k": 0}, {"num_beams": 3}]
+    for given in settings:
         _same(_written(model, **given), _written(model, "dynamic", **given))
 
 
@@ -89,13 +90,13 @@ def test_a_layer_drops_what_finds_its_budget_spent() -> None:
 
 @pytest.mark.parametrize("router", ["topk", "threshold"])
 def test_a_static_cache_is_filled_in_pieces_and_again_after_a_reset(router: str) -> None:
-    model, cache = lahr("full", router=router, halt_q=0.6, tied=False), None
+    model = lahr("full", router=router, halt_q=0.6, tied=False)
+    cache = StaticCache(config=model.config, max_cache_len=ROOM)
+    addresses: list[int] = []
     for seed in (1, 2):
         input_ids, mask = left_padded(tokens(3, 20, seed=seed), PADDING)
         with torch.no_grad():
             full = model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits
-            if cache is None:
-                cache = StaticCache(config=model.config, max_cache_len=ROOM)
             found, places = [], [0, 10, 15, *range(16, 21)]
             for begin, end in pairwise(places):
                 output = model(
@@ -103,13 +104,11 @@ def test_a_static_cache_is_filled_in_pieces_and_again_after_a_reset(router: str)
                 )
                 found.append(output.logits)
         assert torch.allclose(torch.cat(found, 1)[mask.bool()], full[mask.bool()], atol=1e-4)
-        tensors = _addresses(cache)
-        assert len(tensors) == 3 + 5 + 3 * 3
+        assert addresses in ([], _addresses(cache))
+        addresses = _addresses(cache)
+        assert len(addresses) == 3 + 5 + 3 * 3
         cache.reset()
         assert int(cache.get_seq_length()) == 0
-        if seed == 1:
-            before = tensors
-    assert tensors == before
 
 
 def _addresses(cache: StaticCache) -> list[int]:

@@ -229,7 +229,7 @@ class LatentLayer(CacheLayerMixin):
         self.max_cache_len = max_cache_len
         self.is_compileable = max_cache_len is not None
         self.is_croppable = not self.is_compileable
-        self.iterations = [self._empty() for _ in range(num_iterations)]
+        self.iterations: list[Any] = [self._empty() for _ in range(num_iterations)]
 
     def _empty(self) -> DynamicLayer | StaticLayer:
         return DynamicLayer() if self.max_cache_len is None else StaticLayer(self.max_cache_len)

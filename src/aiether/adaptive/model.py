@@ -307,7 +307,7 @@ def _check_filled_alike(latent_cache: LatentLayer, cache: Cache, num_tokens: int
     if own != seen:
         raise ValueError(
             f"the cache holds {seen} tokens in the layers and {own} in the latent block, as if another model "
-            "had filled it: begin with an empty cache"
+            "had filled it: begin with an empty DynamicCache or StaticCache"
         )
 
 

@@ -130,12 +130,14 @@ class StaticCompactLayer(CacheLayerMixin):
         return (key_states, value_states) if self._first else (self.keys, self.values)
 
     def _write(self, column_BK: Tensor, filled_BK: Tensor | None, *new: Tensor) -> None:
+        # By index, not by scatter_: compiled, that one would copy the whole cache twice.
+        row_B1 = torch.arange(len(column_BK), device=column_BK.device)[:, None]
         for held_BHCX, new_BHKX in zip((self.keys, self.values), new, strict=True):
             assert held_BHCX is not None
             written = new_BHKX.to(held_BHCX.dtype)
             if filled_BK is not None:  # padding's keys may be NaN, which no mask takes out of a product
                 written = written.masked_fill(~filled_BK[:, None, :, None], 0.0)
-            held_BHCX.scatter_(2, column_BK[:, None, :, None].expand_as(written), written)
+            held_BHCX[row_B1, :, column_BK] = written.transpose(1, 2)
 
     def get_seq_length(self) -> int | Tensor:  # type: ignore[override]
         """Tokens that were seen, as transformers' static layer has it: a tensor, once there is one."""
