@@ -58,13 +58,14 @@ class Decoder:
         if way != "growing" and device == "cuda":
             self.compiled = CompileConfig(mode="reduce-overhead", fullgraph=True, dynamic=False)
 
-    def seconds(self) -> float:
-        """Of the tokens behind the first few, of all rows together."""
+    def seconds(self) -> dict[str, float]:
+        """For whole texts (`generate`) and behind their first tokens (`decode`), or for steps (`step`)."""
         if self.way == "step":
-            return self._steps()
-        clock = _Clock(self.device)
+            return {"step": self._steps()}
+        clock, started = _Clock(self.device), now(self.device)
         self.text(self.new, clock)
-        return now(self.device) - clock.started
+        ended = now(self.device)
+        return {"generate": ended - started, "decode": ended - clock.started}
 
     @torch.no_grad()
     def text(self, new: int, clock: _Clock | None = None) -> Any:
@@ -119,19 +120,22 @@ class Decoder:
             layers = len(routed)
         return (used[1] - used[0]) / (len(self.ids) * (self.new - 1) * layers) if layers else None
 
-    @property
-    def timed(self) -> int:
-        """Tokens in `seconds`."""
-        return len(self.ids) * (self.new - _WARM)
+    def tokens(self, what: str) -> int:
+        """How many an entry of `seconds` is about."""
+        return len(self.ids) * (self.new if what == "generate" else self.new - _WARM)
 
 
-def decoding_seconds(decoders: dict[str, Decoder], rounds: int) -> dict[str, list[float]]:
-    """`Decoder.seconds` of each arm, in turns, after two calls that compile and record."""
-    for decoder in decoders.values():
+def decoding_seconds(decoders: dict[str, Decoder], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Each entry of `Decoder.seconds`, of each arm, in turns, after two calls that compile and record."""
+    for arm, decoder in decoders.items():
+        started = now(decoder.device)
         for _ in range(2):
             decoder.seconds()
-    found: dict[str, list[float]] = {arm: [] for arm in decoders}
+        if decoder.compiled is not None:
+            print(f"    {arm}, {decoder.way}: ready after {now(decoder.device) - started:.0f} s", flush=True)
+    found: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
         for arm, decoder in decoders.items():
-            found[arm].append(decoder.seconds())
+            for what, seconds in decoder.seconds().items():
+                found.setdefault(what, {}).setdefault(arm, []).append(seconds)
     return found

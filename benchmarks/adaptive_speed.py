@@ -13,7 +13,7 @@ different prompts and draw their tokens. Decoding is generating without its firs
 every arm), and that compiled step alone. FLOPs are those of the closed form that the tests compare with a
 count.
 Decoding alone, one shape: --decoding_only --shapes 1 --decode static step --arms dense baseline mod_only full
---decoding 8x256 64x256 256x1024 (about 20 s for each arm and size to compile).
+--decoding 8x256 64x256 256x1024. Most of that time is compiling, once for each arm and size; it is printed.
 Writes benchmarks/results/adaptive_speed_DEVICE.json, after every shape.
 """
 
@@ -194,13 +194,12 @@ def decode(
         name: Decoder(arm.model, settings.device, batch, prompt, settings.new, way)
         for name, arm in arms.items()
     }
-    label = f"{'step' if way == 'step' else 'decode'}, batch {batch}, prompt {prompt}"
-    label += ", static" if way == "static" else ""
-    seen = decoding_seconds(decoders, max(3, settings.rounds // 2))
-    note(result, label, seen, next(iter(decoders.values())).timed)
+    size = f"batch {batch}, prompt {prompt}{', static' if way == 'static' else ''}"
+    for what, seen in decoding_seconds(decoders, max(3, settings.rounds // 2)).items():
+        note(result, f"{what}, {size}", seen, next(iter(decoders.values())).tokens(what))
     for name, decoder in decoders.items():
         if way != "step":
-            result["arms"][name][label]["routed_share"] = decoder.share()
+            result["arms"][name][f"decode, {size}"]["routed_share"] = decoder.share()
 
 
 def note_size(result: dict[str, Any], arms: dict[str, Arm]) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from tests.adaptive.models import CONDITIONS, lahr, left_padded, tokens
 from tests.families import FAMILY_TABLE
-from torch import nn
+from torch import Tensor, nn
 from transformers import CompileConfig, DynamicCache, StaticCache
+from transformers.cache_utils import Cache
 
 from aiether.adaptive import add_mixture_of_depths
 from aiether.adaptive.cache import LatentLayer, compact_layer
@@ -31,9 +32,12 @@ def _decoder(name: str = "llama", depth: int = 4, capacity: float = 0.25, **sett
     return model
 
 
-def _written(model: Any, cache: str | StaticCache = "static", rows: int = 3, **given: Any) -> Any:
+def _written(model: Any, cache: str | Cache = "static", rows: int = 3, **given: Any) -> Any:
     """Text behind prompts of unequal length, and what was computed for it."""
-    input_ids, mask = left_padded(tokens(rows, 12) % 32, PADDING[:rows])
+    return _generated(model, *left_padded(tokens(rows, 12) % 32, PADDING[:rows]), cache, **given)
+
+
+def _generated(model: Any, input_ids: Tensor, mask: Tensor, cache: str | Cache, **given: Any) -> Any:
     settings = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, **given}
     settings |= {"cache_implementation": cache} if isinstance(cache, str) else {"past_key_values": cache}
     torch.manual_seed(3)
@@ -109,6 +113,21 @@ def test_a_static_cache_is_filled_in_pieces_and_again_after_a_reset(router: str)
         assert len(addresses) == 3 + 5 + 3 * 3
         cache.reset()
         assert int(cache.get_seq_length()) == 0
+
+
+def test_a_second_call_goes_on_with_a_static_cache_and_is_counted_alike() -> None:
+    model = lahr("full", halt_q=0.6, tied=False)
+    again, figures = [], []
+    for cache in (StaticCache(config=model.config, max_cache_len=ROOM), DynamicCache()):
+        model.reset_compute_figures()
+        first = _written(model, cache, max_new_tokens=6).sequences
+        longer = torch.cat([first, tokens(3, 4, seed=9) % 32], -1)
+        figures.append(model.compute_figures())
+        mask = left_padded(torch.ones_like(longer), PADDING)[1]
+        again.append(_generated(model, longer, mask, cache, max_new_tokens=6))
+    _same(*again)
+    assert figures[0] == figures[1]
+    assert figures[0]["capacity_dropped"] > 0
 
 
 def _addresses(cache: StaticCache) -> list[int]:
