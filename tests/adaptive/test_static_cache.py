@@ -131,11 +131,14 @@ def test_a_second_call_goes_on_with_a_static_cache_and_is_counted_alike() -> Non
 
 
 def _addresses(cache: StaticCache) -> list[int]:
+    """Where its tensors are, each of them marked as one that stays there."""
     layers: list[Any] = []
     for layer in cache.layers:
         layers += layer.iterations if isinstance(layer, LatentLayer) else [layer]
     names = ("keys", "values", "cumulative_length", "used_B", "present_B")
-    return [getattr(layer, name).data_ptr() for layer in layers for name in names if hasattr(layer, name)]
+    tensors = [getattr(layer, name) for layer in layers for name in names if hasattr(layer, name)]
+    assert all(hasattr(tensor, "_dynamo_static_input_type") for tensor in tensors)
+    return [tensor.data_ptr() for tensor in tensors]
 
 
 @pytest.mark.parametrize("kind", ["lahr", "decoder"])

@@ -17,7 +17,10 @@ from .selection import Budget, Slots
 
 
 def _fixed(tensor: Tensor) -> Tensor:
-    """The tensor, which CUDA graphs may take to stay where it is; not to be said while a graph is traced."""
+    """The tensor, marked as one that stays where it is: CUDA graphs write into no other one.
+
+    While a graph is traced it cannot be marked, as with transformers' static layers.
+    """
     if not torch.compiler.is_compiling():
         torch._dynamo.mark_static_address(tensor)
     return tensor
@@ -100,8 +103,8 @@ class StaticCompactLayer(CacheLayerMixin):
         self.started = True
         rank_K = torch.arange(num_slots, device=slots.index_BK.device)
         own_BK = self.used_B[:, None] + rank_K
-        # Empty slots come last: what they write is behind what counts, and nothing as long as that.
-        self._column_BK = own_BK.clamp_max(self.capacity - 1)
+        # Empty slots come last: what they write lies behind what counts, at the end of the room if need be.
+        self._column_BK = torch.where(slots.filled_BK, own_BK, own_BK.clamp_max(self.capacity - 1))
         self.present_B.add_(present_BT.sum(-1))
         self.cumulative_length.add_(present_BT.shape[-1])
         if self._first:
