@@ -1,6 +1,6 @@
 """Speed of LAHR models against the dense model of the same depth: training, the trunk alone, and inference.
 
-    python benchmarks/adaptive_speed.py --device cuda        # one GPU, about 5 minutes
+    python benchmarks/adaptive_speed.py --device cuda        # one GPU; with --decode growing about 5 minutes
     python benchmarks/adaptive_speed.py --device cpu         # two cores, smaller, about 10 minutes
 
 The dense model is transformers' own Llama; `baseline` is LAHR without any part: the same model, with the
@@ -12,9 +12,12 @@ different prompts and draw their tokens. Decoding is generating without its firs
 (`_decoding.py`): without compiling, with a static cache (on CUDA compiled and replayed as CUDA graphs, in
 every arm), and that compiled step alone. FLOPs are those of the closed form that the tests compare with a
 count.
-Decoding alone, one shape: --decoding_only --shapes 1 --decode static step --arms dense baseline mod_only full
---decoding 8x256 64x256 256x1024. Most of that time is compiling, once for each arm and size; it is printed.
-Writes benchmarks/results/adaptive_speed_DEVICE.json, after every shape.
+
+Static decoding compiles once for each arm and size, most of its time, which is printed. A smaller run:
+--decoding_only --shapes 1 --decode static step --arms dense baseline mod_only full
+--decoding 8x256 64x256 256x1024
+
+Writes benchmarks/results/adaptive_speed_DEVICE.json, again and again as it goes on.
 """
 
 from __future__ import annotations
@@ -156,10 +159,10 @@ def in_turns(arms: dict[str, Arm], name: str, rounds: int, times: int) -> dict[s
     return found
 
 
-def measure(shape: dict[str, int], settings: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one shape."""
-    device, chosen = settings.device, {name: ARMS[name] for name in settings.arms}
-    result: dict[str, Any] = {"shape": shape, "arms": {name: {} for name in chosen}}
+def measure(result: dict[str, Any], settings: argparse.Namespace, write: Callable[[], None]) -> None:
+    """Put everything about one shape into its result, and write all results now and then."""
+    shape, device = result["shape"], settings.device
+    chosen = {name: ARMS[name] for name in settings.arms}
     if not (settings.inference_only or settings.decoding_only):
         arms = {
             name: Arm(each, shape, device, cuda_graphs=settings.cuda_graphs) for name, each in chosen.items()
@@ -175,10 +178,11 @@ def measure(shape: dict[str, int], settings: argparse.Namespace) -> dict[str, An
     if not settings.decoding_only:
         seen = in_turns(arms, "prefill", settings.rounds, settings.times)
         note(result, "prefill", seen, next(iter(arms.values())).tokens)
+        write()
     for batch, prompt in settings.sizes:
         for way in settings.decode:
             decode(result, arms, way, batch, prompt, settings)
-    return result
+            write()
 
 
 def decode(
@@ -256,6 +260,8 @@ def main() -> None:
     parser.add_argument("--commit", help="where the tree is no git checkout")
     parser.add_argument("--out", type=Path)
     settings = parser.parse_args()
+    if "dense" not in settings.arms:
+        parser.error("--arms: the others are compared with dense, name it too")
     cuda = settings.device == "cuda"
     out = settings.out or RESULTS / f"adaptive_speed_{settings.device}.json"
     torch._dynamo.config.recompile_limit = 64  # arms and shapes share the classes
@@ -269,11 +275,16 @@ def main() -> None:
     content["cuda_graphs"] = cuda and settings.cuda_graphs
     if cuda:
         content["gpu"] = torch.cuda.get_device_name()
+
+    def write() -> None:
+        out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
     for label, shape in list(SHAPES[settings.device].items())[: settings.shapes]:
         print(label, flush=True)
         torch._dynamo.reset()  # or the second shape would be compiled for any size
-        content["shapes"][label] = measure(shape, settings)
-        out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        result = {"shape": shape, "arms": {name: {} for name in settings.arms}}
+        content["shapes"][label] = result
+        measure(result, settings, write)
 
 
 if __name__ == "__main__":
