@@ -1,16 +1,23 @@
 """Speed of LAHR models against the dense model of the same depth: training, the trunk alone, and inference.
 
-    python benchmarks/adaptive_speed.py --device cuda        # one GPU, about 5 minutes
+    python benchmarks/adaptive_speed.py --device cuda        # one GPU; with --decode growing about 5 minutes
     python benchmarks/adaptive_speed.py --device cpu         # two cores, smaller, about 10 minutes
 
 The dense model is transformers' own Llama; `baseline` is LAHR without any part: the same model, with the
 norm that LAHR takes where no gradient is needed. All arms of a shape are in memory at once and take turns;
 a figure is the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with
 blocks and the output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does.
-Prefill and generation run without compiling, in bfloat16 on CUDA, with thresholds calibrated on random
-tokens; rows have different prompts and draw their tokens. Decoding is generating without its first token.
-FLOPs are those of the closed form that the tests compare with a count.
-Writes benchmarks/results/adaptive_speed_DEVICE.json, after every shape.
+Prefill and generation run in bfloat16 on CUDA, with thresholds calibrated on random tokens; rows have
+different prompts and draw their tokens. Decoding is generating without its first tokens, in three ways
+(`_decoding.py`): without compiling, with a static cache (on CUDA compiled and replayed as CUDA graphs, in
+every arm), and that compiled step alone. FLOPs are those of the closed form that the tests compare with a
+count.
+
+Static decoding compiles once for each arm and size, most of its time, which is printed. A smaller run:
+--decoding_only --shapes 1 --decode static step --arms dense baseline mod_only full
+--decoding 8x256 64x256 256x1024
+
+Writes benchmarks/results/adaptive_speed_DEVICE.json, again and again as it goes on.
 """
 
 from __future__ import annotations
@@ -18,16 +25,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from _decoding import WAYS, Decoder, decoding_seconds, now
 from _machine import about
 from aiether.adaptive import LahrSettings, Routing
-from aiether.adaptive.cache import CompactLayer
 from aiether.evaluation import flops_per_token
 from aiether.growth import family_of
 from aiether.integrations import causal_loss
@@ -130,54 +136,18 @@ class Arm:
     def prefill(self) -> None:
         self.model.base_model(input_ids=self.ids, use_cache=False)
 
-    @torch.no_grad()
-    def generate(self, batch: int, prompt: int, new: int) -> Any:
-        """`new` tokens behind random prompts; returns the cache."""
-        generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(self.shape["vocab_size"], (batch, prompt), generator=generator).to(self.device)
-        torch.manual_seed(0)
-        return self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new,
-            min_new_tokens=new,
-            do_sample=True,
-            top_k=0,
-            use_cache=True,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-        ).past_key_values
-
-    def share(self, batch: int, prompt: int, new: int) -> float | None:
-        """The share of the tokens that the routed layers process while decoding; None: there are none."""
-        used = [
-            sum(int(layer.used_B.sum()) for layer in routed)
-            for count in (1, new)
-            if (
-                routed := [
-                    e for e in self.generate(batch, prompt, count).layers if isinstance(e, CompactLayer)
-                ]
-            )
-        ]
-        routed = sum(isinstance(module, Routing) for module in self.model.modules())
-        return (used[1] - used[0]) / (batch * (new - 1) * routed) if used else None
-
 
 def seconds(work: Callable[[], None], device: str, times: int) -> float:
     """Mean seconds of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
+    started = now(device)
     for _ in range(times):
         work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / times
+    return (now(device) - started) / times
 
 
-def in_turns(arms: dict[str, Arm], name: str, rounds: int, times: int, *given: int) -> dict[str, list[float]]:
+def in_turns(arms: dict[str, Arm], name: str, rounds: int, times: int) -> dict[str, list[float]]:
     """Seconds of a method of each arm, round by round, after one call that is not counted."""
-    works = {arm: (lambda each=each: getattr(each, name)(*given)) for arm, each in arms.items()}
+    works = {arm: getattr(each, name) for arm, each in arms.items()}
     device = next(iter(arms.values())).device
     for work in works.values():
         for _ in range(3 if name in ("train", "trunk") else 1):
@@ -189,60 +159,74 @@ def in_turns(arms: dict[str, Arm], name: str, rounds: int, times: int, *given: i
     return found
 
 
-def measure(
-    shape: dict[str, int],
-    device: str,
-    *,
-    rounds: int,
-    times: int,
-    decoding: list[tuple[int, int]],
-    graphs: bool,
-    inference_only: bool,
-) -> dict[str, Any]:
-    """Everything about one shape."""
-    context, head = shape["context_length"], 6 * shape["n_embd"] * shape["vocab_size"]
-    arms = {name: Arm(settings, shape, device, cuda_graphs=graphs) for name, settings in ARMS.items()}
-    result: dict[str, Any] = {"shape": shape, "arms": {}}
+def measure(result: dict[str, Any], settings: argparse.Namespace, write: Callable[[], None]) -> None:
+    """Put everything about one shape into its result, and write all results now and then."""
+    shape, device = result["shape"], settings.device
+    chosen = {name: ARMS[name] for name in settings.arms}
+    if not (settings.inference_only or settings.decoding_only):
+        arms = {
+            name: Arm(each, shape, device, cuda_graphs=settings.cuda_graphs) for name, each in chosen.items()
+        }
+        for label in ("train", "trunk"):
+            seen = in_turns(arms, label, settings.rounds, settings.times)
+            note(result, label, seen, next(iter(arms.values())).tokens)
+        del arms
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    arms = {name: Arm(each, shape, device, inference=True) for name, each in chosen.items()}
+    note_size(result, arms)
+    if not settings.decoding_only:
+        seen = in_turns(arms, "prefill", settings.rounds, settings.times)
+        note(result, "prefill", seen, next(iter(arms.values())).tokens)
+        write()
+    for batch, prompt in settings.sizes:
+        for way in settings.decode:
+            decode(result, arms, way, batch, prompt, settings)
+            write()
+
+
+def decode(
+    result: dict[str, Any],
+    arms: dict[str, Arm],
+    way: str,
+    batch: int,
+    prompt: int,
+    settings: argparse.Namespace,
+) -> None:
+    """One way and size of decoding, of all arms."""
+    decoders = {
+        name: Decoder(arm.model, settings.device, batch, prompt, settings.new, way)
+        for name, arm in arms.items()
+    }
+    size = f"batch {batch}, prompt {prompt}{', static' if way == 'static' else ''}"
+    for what, seen in decoding_seconds(decoders, max(3, settings.rounds // 2)).items():
+        note(result, f"{what}, {size}", seen, next(iter(decoders.values())).tokens(what))
+    for name, decoder in decoders.items():
+        if way != "step":
+            result["arms"][name][f"decode, {size}"]["routed_share"] = decoder.share()
+
+
+def note_size(result: dict[str, Any], arms: dict[str, Arm]) -> None:
+    """Put the arms' parameters and FLOPs into the result, and what the dense one's FLOPs are over theirs."""
+    shape = result["shape"]
+    head = 6 * shape["n_embd"] * shape["vocab_size"]
     for name, arm in arms.items():
-        flops = flops_per_token(arm.model.config, context, shape["batch_size"])
+        flops = flops_per_token(arm.model.config, shape["context_length"], shape["batch_size"])
         parameters = sum(p.numel() for p in arm.model.parameters())
-        result["arms"][name] = {
+        result["arms"][name] |= {
             "parameters": parameters,
             "flops_per_token": flops,
             "trunk_flops": flops - head,
         }
-    for label in () if inference_only else ("train", "trunk"):
-        note(result, label, arms, in_turns(arms, label, rounds, times), next(iter(arms.values())).tokens)
-    del arms
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    arms = {name: Arm(settings, shape, device, inference=True) for name, settings in ARMS.items()}
-    tokens = next(iter(arms.values())).tokens
-    note(result, "prefill", arms, in_turns(arms, "prefill", rounds, times), tokens)
-    new = 64 if device == "cuda" else 16
-    for batch, prompt in decoding:
-        label = f"batch {batch}, prompt {prompt}"
-        whole = in_turns(arms, "generate", max(3, rounds // 2), 1, batch, prompt, new)
-        first = in_turns(arms, "generate", max(3, rounds // 2), 1, batch, prompt, 1)
-        note(result, f"generate, {label}", arms, whole, batch * new)
-        behind = {
-            name: [max(a - b, 1e-9) for a, b in zip(whole[name], first[name], strict=True)] for name in arms
-        }
-        note(result, f"decode, {label}", arms, behind, batch * (new - 1))
-        for name, arm in arms.items():
-            result["arms"][name][f"decode, {label}"]["routed_share"] = arm.share(batch, prompt, new)
     dense = result["arms"]["dense"]
     for entry in result["arms"].values():
         entry["flops_ratio"] = dense["flops_per_token"] / entry["flops_per_token"]
         entry["trunk_flops_ratio"] = dense["trunk_flops"] / entry["trunk_flops"]
-    return result
 
 
-def note(
-    result: dict[str, Any], label: str, arms: dict[str, Arm], found: dict[str, list[float]], tokens: int
-) -> None:
+def note(result: dict[str, Any], label: str, found: dict[str, list[float]], tokens: int) -> None:
     """Put an arm's medians into the result: tokens a second, and how much faster than the dense one."""
-    for name in arms:
+    for name in found:
         median = statistics.median(found[name])
         faster = [a / b for a, b in zip(found["dense"], found[name], strict=True)]
         result["arms"][name][label] = {
@@ -250,7 +234,7 @@ def note(
             "ratio": statistics.median(faster),
             "lowest_and_highest": [min(faster), max(faster)],
         }
-    told = ", ".join(f"{name} {result['arms'][name][label]['ratio']:.2f}" for name in arms)
+    told = ", ".join(f"{name} {result['arms'][name][label]['ratio']:.2f}" for name in found)
     print(f"  {label}: {told}", flush=True)
 
 
@@ -264,39 +248,43 @@ def main() -> None:
     parser.add_argument(
         "--decoding", nargs="*", help="BATCHxPROMPT; default on CUDA 8x256 64x256 256x256 64x1024 256x1024"
     )
+    parser.add_argument("--decode", nargs="*", choices=WAYS, help="default on CUDA all, on a CPU growing")
+    parser.add_argument("--new", type=int, default=0, help="tokens a text; 0: 64 on CUDA, 16 on a CPU")
+    parser.add_argument("--arms", nargs="*", choices=tuple(ARMS), default=list(ARMS), help="dense among them")
     parser.add_argument("--inference_only", action="store_true")
+    parser.add_argument("--decoding_only", action="store_true")
     parser.add_argument("--shapes", type=int, default=9, help="how many of the shapes, in their order")
-    parser.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--cuda_graphs", action=argparse.BooleanOptionalAction, default=True, help="in training"
+    )
     parser.add_argument("--commit", help="where the tree is no git checkout")
     parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    device, out = arguments.device, arguments.out or RESULTS / f"adaptive_speed_{arguments.device}.json"
+    settings = parser.parse_args()
+    if "dense" not in settings.arms:
+        parser.error("--arms: the others are compared with dense, name it too")
+    cuda = settings.device == "cuda"
+    out = settings.out or RESULTS / f"adaptive_speed_{settings.device}.json"
     torch._dynamo.config.recompile_limit = 64  # arms and shapes share the classes
-    times = arguments.times or (10 if device == "cuda" else 1)
-    default = (
-        ["8x256", "64x256", "256x256", "64x1024", "256x1024"] if device == "cuda" else ["8x256", "64x256"]
-    )
-    decoding = [
-        (int(batch), int(prompt))
-        for batch, prompt in (each.split("x") for each in arguments.decoding or default)
-    ]
-    content = about(seeds=[0], commit=arguments.commit) | {"device": device, "shapes": {}}
-    content["cuda_graphs"] = device == "cuda" and arguments.cuda_graphs
-    if device == "cuda":
+    settings.times = settings.times or (10 if cuda else 1)
+    settings.new = settings.new or (64 if cuda else 16)
+    settings.decode = settings.decode or (list(WAYS) if cuda else ["growing"])
+    default = ["8x256", "64x256", "256x256", "64x1024", "256x1024"] if cuda else ["8x256", "64x256"]
+    named = [each.split("x") for each in settings.decoding or default]
+    settings.sizes = [(int(batch), int(prompt)) for batch, prompt in named]
+    content = about(seeds=[0], commit=settings.commit) | {"device": settings.device, "shapes": {}}
+    content["cuda_graphs"] = cuda and settings.cuda_graphs
+    if cuda:
         content["gpu"] = torch.cuda.get_device_name()
-    for label, shape in list(SHAPES[device].items())[: arguments.shapes]:
+
+    def write() -> None:
+        out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    for label, shape in list(SHAPES[settings.device].items())[: settings.shapes]:
         print(label, flush=True)
         torch._dynamo.reset()  # or the second shape would be compiled for any size
-        content["shapes"][label] = measure(
-            shape,
-            device,
-            rounds=arguments.rounds,
-            times=times,
-            decoding=decoding,
-            graphs=arguments.cuda_graphs,
-            inference_only=arguments.inference_only,
-        )
-        out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        result = {"shape": shape, "arms": {name: {} for name in settings.arms}}
+        content["shapes"][label] = result
+        measure(result, settings, write)
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def test_a_window_is_kept_where_few_tokens_are_processed() -> None:
     reach = 4 * (model.config.sliding_window - 1)  # four layers, whatever they skip
     budget = [module for module in model.modules() if isinstance(module, Routing)]
     for routing in budget:  # what is processed must not follow from what was before
-        routing._wanted = lambda _, __, places: places % 2 == 1  # type: ignore[method-assign]
+        routing.wanted = lambda _, __, places: places % 2 == 1  # type: ignore[method-assign]
     one, other = _logits(model, input_ids), _logits(model, changed)
     assert not torch.allclose(one[:, 21], other[:, 21], atol=1e-4)
     assert torch.allclose(one[:, 20 + reach :], other[:, 20 + reach :], atol=1e-6)

@@ -126,8 +126,6 @@ def test_a_cache_of_another_kind_is_refused() -> None:
             filled.update(torch.zeros(1, 2, 4, 8), torch.zeros(1, 2, 4, 8), layer)
         with pytest.raises(ValueError, match="DynamicCache"):
             model(input_ids=tokens(1, 5), past_key_values=filled)
-        with pytest.raises(ValueError, match="DynamicCache"):
-            _generated(model, tokens(1, 5), cache_implementation="static")
 
 
 def test_the_latent_blocks_cache_lies_behind_those_of_the_layers() -> None:

@@ -8,8 +8,10 @@ from transformers import trainer as trainer
 from transformers import trainer_callback as trainer_callback
 from transformers import utils as utils
 from transformers.cache_utils import DynamicCache as DynamicCache
+from transformers.cache_utils import StaticCache as StaticCache
 from transformers.configuration_utils import PreTrainedConfig as PreTrainedConfig
 from transformers.data.data_collator import default_data_collator as default_data_collator
+from transformers.generation.configuration_utils import CompileConfig as CompileConfig
 from transformers.generation.configuration_utils import GenerationConfig as GenerationConfig
 from transformers.generation.utils import GenerationMixin as GenerationMixin
 from transformers.modeling_utils import AttentionInterface as AttentionInterface

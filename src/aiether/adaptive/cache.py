@@ -7,10 +7,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
 from .ledger import Ledger, Turn
 from .selection import Budget, Slots
+from .static_cache import StaticCompactLayer
 
 _STEP = 16
 """The capacity of a compact cache grows by multiples of so many slots."""
@@ -60,6 +68,15 @@ class CompactLayer(CacheLayerMixin):
     @property
     def places_BC(self) -> Tensor:
         return self._counted()[2]
+
+    @property
+    def started(self) -> bool:
+        """Whether any token went by."""
+        return self.seen > 0
+
+    def num_slots(self, length: int) -> int:
+        """How many of the next `length` tokens may be processed."""
+        return min(length, self.budget.after(self.seen + length))
 
     def _counted(self) -> tuple[Tensor, Tensor, Tensor]:
         if self._ledger is not None:
@@ -200,14 +217,22 @@ class LatentLayer(CacheLayerMixin):
     """Keys and values of a block that is applied again and again: one dense cache for each iteration.
 
     A token that stopped early is seen at deeper iterations as it was at its last one.
+
+    Args:
+        max_cache_len: tokens that fixed tensors have room for; None: the tensors grow.
     """
 
     is_sliding = False
-    is_croppable = True
 
-    def __init__(self, num_iterations: int) -> None:
+    def __init__(self, num_iterations: int, max_cache_len: int | None = None) -> None:
         super().__init__()
-        self.iterations = [DynamicLayer() for _ in range(num_iterations)]
+        self.max_cache_len = max_cache_len
+        self.is_compileable = max_cache_len is not None
+        self.is_croppable = not self.is_compileable
+        self.iterations: list[Any] = [self._empty() for _ in range(num_iterations)]
+
+    def _empty(self) -> DynamicLayer | StaticLayer:
+        return DynamicLayer() if self.max_cache_len is None else StaticLayer(self.max_cache_len)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
@@ -226,15 +251,18 @@ class LatentLayer(CacheLayerMixin):
         return self.iterations[0].get_mask_sizes(query_length)
 
     def get_max_length(self) -> int:
-        return -1
+        return -1 if self.max_cache_len is None else self.max_cache_len
 
     def reset(self) -> None:
-        self.iterations = [DynamicLayer() for _ in self.iterations]  # whose own reset may keep its length
+        if self.max_cache_len is None:
+            self.iterations = [self._empty() for _ in self.iterations]  # whose own reset may keep its length
+        for layer in self.iterations:
+            layer.reset()
         self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         for layer in self.iterations:
-            layer.batch_select_indices(beam_idx)
+            layer.reorder_cache(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         for layer in self.iterations:
@@ -249,24 +277,61 @@ class LatentLayer(CacheLayerMixin):
             layer.crop(tokens_to_remove)
 
 
-def own_layer(cache: Cache, index: int, kind: type[Any], *settings: Any) -> Any:
-    """The cache's layer `index` as one of `kind`, put in place of transformers' own when it is first needed.
+def compact_layer(
+    cache: Cache, index: int, budget: Budget, window: int | None
+) -> CompactLayer | StaticCompactLayer:
+    """The cache's layer `index` as a routed layer's, put in place of transformers' own when first needed.
 
     Raises
     ------
     ValueError
-        For a cache that holds something else there, such as a static or quantized one.
+        For a cache that holds something else there, such as a quantized one, or that moves its layers away.
     """
-    while len(cache.layers) <= index:
-        cache.layers.append(DynamicLayer())
-    found = cache.layers[index]
-    if isinstance(found, kind):
+    found = _layer(cache, index)
+    if isinstance(found, CompactLayer | StaticCompactLayer):
         return found
-    plain = type(found) in (DynamicLayer, DynamicSlidingWindowLayer)
-    if not plain or getattr(found, "is_initialized", False):
-        raise ValueError(
-            f"layer {index} of the cache is a {type(found).__name__}: layers with adaptive depth need "
-            "transformers' DynamicCache, empty at the start (leave cache_implementation out)"
-        )
-    cache.layers[index] = own = kind(*settings)
+    length = _room(cache, index, found, window)
+    own = CompactLayer(budget, window) if length is None else StaticCompactLayer(budget, length)
+    cache.layers[index] = own
     return own
+
+
+def latent_layer(cache: Cache, index: int, num_iterations: int) -> LatentLayer:
+    """The cache's layer `index` as a latent block's; raises as `compact_layer` does."""
+    found = _layer(cache, index)
+    if not isinstance(found, LatentLayer):
+        length = _room(cache, index, found, None)
+        cache.layers[index] = found = LatentLayer(num_iterations, length)
+    return found
+
+
+def _layer(cache: Cache, index: int) -> Any:
+    """The layer; where there are too few, more of the cache's kind."""
+    while len(cache.layers) <= index:
+        static = bool(cache.layers) and cache.is_compileable
+        cache.layers.append(StaticLayer(cache.get_max_length()) if static else DynamicLayer())
+    return cache.layers[index]
+
+
+def _room(cache: Cache, index: int, found: Any, window: int | None) -> int | None:
+    """How many tokens a static layer that is still unused has room for; None for a dynamic one."""
+    used = getattr(found, "is_initialized", False)
+    if cache.offloading:
+        raise ValueError(
+            "the cache moves its layers to the CPU and back (offloaded): layers with adaptive depth cannot; "
+            "leave cache_implementation out, or take cache_implementation='static'"
+        )
+    if not used and type(found) in (DynamicLayer, DynamicSlidingWindowLayer):
+        return None
+    if type(found) is StaticSlidingWindowLayer and found.max_cache_len == window:
+        raise ValueError(
+            f"layer {index} attends to a window of {window} tokens, not more than the static cache has room "
+            "for: a routed layer's static cache knows no window; leave cache_implementation out"
+        )
+    if not used and type(found) in (StaticLayer, StaticSlidingWindowLayer):
+        return found.max_cache_len
+    raise ValueError(
+        f"layer {index} of the cache is a {type(found).__name__}{' that is in use' if used else ''}: layers "
+        "with adaptive depth need transformers' DynamicCache or StaticCache, empty at the start (leave "
+        "cache_implementation out, or take cache_implementation='static' without prefill_chunk_size)"
+    )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_ALIGNED = 16
+ALIGNED = 16
 """Attention kernels want masks of so many columns, or a multiple of it."""
 
 
@@ -55,7 +55,7 @@ class Ledger:
             missing = column_A.max() + 1 - self.places_BC.shape[1]
             if missing > 0:  # by a half at least: the buffers are copied whole when they grow
                 missing = max(missing, self.places_BC.shape[1] // 2)
-                missing += -(self.places_BC.shape[1] + missing) % _ALIGNED
+                missing += -(self.places_BC.shape[1] + missing) % ALIGNED
                 self.places_BC = np.pad(self.places_BC, ((0, 0), (0, missing)))
             self.places_BC[rows_A, column_A] = place
             self.used_B[rows_A] += 1
@@ -91,7 +91,7 @@ class Ledger:
         outside = near_AC is not None and not near_AC[:, 0].all()  # places ascend: the first is the farthest
         if not outside and (used_A == longest).all():
             return None
-        columns = min(-(-longest // _ALIGNED) * _ALIGNED, self.places_BC.shape[1])
+        columns = min(-(-longest // ALIGNED) * ALIGNED, self.places_BC.shape[1])
         allowed_AN = np.arange(columns) < used_A[:, None]
         if near_AC is not None:
             allowed_AN &= near_AC[:, :columns]

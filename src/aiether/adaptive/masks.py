@@ -50,9 +50,22 @@ def among_slots(mask_B1QK: Tensor, slots: Slots) -> Tensor:
     return ((rows_BKT.gather(-1, columns_BKK) | own_KK) & torch.ones_like(own_KK).tril())[:, None]
 
 
-def present_tokens(mask_B1QK: Tensor | None, num_tokens: int) -> Tensor | None:
-    """Which of the last `num_tokens` columns are no padding, bool (B, T): a causal mask's diagonal says."""
+def present_tokens(
+    mask_B1QK: Tensor | None, num_tokens: int, seen: int | Tensor | None = None
+) -> Tensor | None:
+    """Which of the last `num_tokens` tokens are no padding, bool (B, T): a causal mask's diagonal says.
+
+    Args:
+        seen: how many tokens came before, int64 scalar, where the mask has columns for later ones too, as a
+            static cache's has; None: the tokens are its last columns.
+    """
     if mask_B1QK is None or mask_B1QK.ndim != 4:
         return None
-    diagonal_BT = mask_B1QK[:, 0, -num_tokens:, -num_tokens:].diagonal(dim1=-2, dim2=-1)
+    rows_BTK = mask_B1QK[:, 0, -num_tokens:]
+    if seen is None:
+        diagonal_BT = rows_BTK[..., -num_tokens:].diagonal(dim1=-2, dim2=-1)
+    else:
+        own_T = torch.arange(num_tokens, device=rows_BTK.device) + seen
+        own_BT1 = own_T[:, None].expand(len(rows_BTK), -1, 1)
+        diagonal_BT = rows_BTK.gather(-1, own_BT1)[..., 0]
     return diagonal_BT if diagonal_BT.dtype == torch.bool else diagonal_BT == 0

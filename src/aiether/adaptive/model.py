@@ -27,11 +27,12 @@ from transformers.models.llama.modeling_llama import (
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .cache import LatentLayer, own_layer
+from .cache import LatentLayer, latent_layer
 from .config import LahrConfig
 from .figures import compute_figures, reset_compute_figures
 from .latent import KeyValues, LatentReasoning, Store, Thought, keep_stopped, weighted_surrogate
 from .masks import attention_mask as mask_for
+from .masks import present_tokens
 from .memory import ProductKeyMemory
 from .mixture_of_depths import commit_routing
 from .routed_layer import routed_forward
@@ -146,7 +147,7 @@ class LahrPreTrainedModel(LlamaPreTrainedModel):
     _no_split_modules = ["LahrDecoderLayer", "LatentBlock"]  # noqa: RUF012 - as transformers declares it
     _supports_flash_attn = False
     _supports_flex_attn = False
-    _can_compile_fullgraph = False
+    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LahrDecoderLayer}  # noqa: RUF012
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -217,7 +218,8 @@ class LahrModel(LahrPreTrainedModel):
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
             position_ids = _positions(attention_mask, hidden_BTD, seen)
-        token_mask = _present(attention_mask, hidden_BTD.shape[1])
+        static = past_key_values is not None and past_key_values.is_compileable
+        token_mask = _present(attention_mask, hidden_BTD.shape[1], seen if static else None)
         causal_mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden_BTD,
@@ -245,7 +247,7 @@ class LahrModel(LahrPreTrainedModel):
         hidden_BTD = self._remembered(hidden_BTD, token_mask, memory_before == len(self.layers))
         if all_exits:
             shared["all_exits"] = True
-        thought = self._thought(hidden_BTD, position_ids, token_mask, past_key_values, seen, shared)
+        thought = self._thought(hidden_BTD, position_ids, token_mask, past_key_values, shared)
         return LahrOutput(
             last_hidden_state=self.norm(thought.hidden_BTD),  # type: ignore[arg-type]
             past_key_values=past_key_values if use_cache else None,
@@ -270,21 +272,14 @@ class LahrModel(LahrPreTrainedModel):
         position_ids: Tensor,
         token_mask: Tensor | None,
         past_key_values: Cache | None,
-        seen: int,
         shared: dict[str, Any],
     ) -> Thought:
         if self.latent is None:
             return Thought(hidden_BTD, torch.zeros(()), None)
         store: Store | None = None
         if past_key_values is not None:
-            latent_cache = own_layer(
-                past_key_values, len(self.layers), LatentLayer, self.latent.settings.iterations
-            )
-            if latent_cache.get_seq_length() != seen:
-                raise ValueError(
-                    f"the cache holds {seen} tokens in the layers and {latent_cache.get_seq_length()} in the "
-                    "latent block, as if another model had filled it: begin with an empty DynamicCache"
-                )
+            latent_cache = latent_layer(past_key_values, len(self.layers), self.latent.settings.iterations)
+            _check_filled_alike(latent_cache, past_key_values, hidden_BTD.shape[1])
 
             def kept(iteration: int, own: KeyValues) -> KeyValues:
                 return latent_cache.update(*own, iteration=iteration)
@@ -301,6 +296,21 @@ class LahrModel(LahrPreTrainedModel):
         return self.latent(hidden_BTD, places_BT=position_ids, present_BT=token_mask, store=store, **shared)
 
 
+def _check_filled_alike(latent_cache: LatentLayer, cache: Cache, num_tokens: int) -> None:
+    """Raise ValueError where the layers' caches hold other tokens before the last ones than the block's.
+
+    A static cache is asked before it is first used; later its lengths are on the device.
+    """
+    if latent_cache.is_compileable and (latent_cache.is_initialized or torch.compiler.is_compiling()):
+        return
+    seen, own = int(cache.get_seq_length()) - num_tokens, int(latent_cache.get_seq_length())
+    if own != seen:
+        raise ValueError(
+            f"the cache holds {seen} tokens in the layers and {own} in the latent block, as if another model "
+            "had filled it: begin with an empty DynamicCache or StaticCache"
+        )
+
+
 def _positions(attention_mask: Tensor | None, hidden_BTD: Tensor, seen: int) -> Tensor:
     """Each token's place among its row's, int64 (B or 1, T); padding counts for none."""
     num_tokens = hidden_BTD.shape[1]
@@ -309,10 +319,10 @@ def _positions(attention_mask: Tensor | None, hidden_BTD: Tensor, seen: int) -> 
     return (attention_mask.bool().cumsum(-1) - 1).clamp_min(0)[:, -num_tokens:]
 
 
-def _present(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
-    """Which of the last tokens are no padding; None: all, or not said."""
+def _present(attention_mask: Tensor | None, num_tokens: int, seen: int | Tensor | None) -> Tensor | None:
+    """Which of the last tokens are no padding; None: all, or not said. `seen` with a static cache."""
     if attention_mask is None or attention_mask.ndim != 2:
-        return None
+        return None if seen is None else present_tokens(attention_mask, num_tokens, seen)
     return attention_mask[:, -num_tokens:].bool()
 
 

@@ -1,7 +1,8 @@
-"""A routed layer while text is generated: one token of each row, and only rows that want the layer run it.
+"""A routed layer while text is generated: one token of each row, by the rule of `Routing` for whole texts.
 
-The same rule as `Routing` applies to whole sequences. Deciding reads one number a row back from the device;
-where no row wants the layer, nothing of it is launched.
+Usually only rows that want the layer run it. Deciding reads one number a row back from the device; where no
+row wants the layer, nothing of it is launched. With a static cache all rows run it and nothing is read back:
+the step can be compiled and replayed.
 """
 
 from __future__ import annotations
@@ -15,21 +16,19 @@ from torch import Tensor
 from .cache import CompactLayer
 from .ledger import Ledger, Turn
 from .routing import Routing
+from .static_cache import StaticCompactLayer
 
 
-def is_one_token(routing: Routing, hidden_BTD: Tensor, cache: CompactLayer | None) -> bool:
-    """Whether `pass_one` does what the routing would: a token behind others, nothing to learn or to count."""
-    return (
-        cache is not None
-        and cache.is_initialized
-        and cache.seen > 0
-        and hidden_BTD.shape[1] == 1
-        and not routing.training
-        and not routing.counting
-        and routing.chosen is None
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and hidden_BTD.device.type != "meta"
+def is_one_token(
+    routing: Routing, hidden_BTD: Tensor, cache: CompactLayer | StaticCompactLayer | None
+) -> bool:
+    """Whether the functions here do what the routing would: a token behind others, nothing to count."""
+    if cache is None or not cache.is_initialized or not cache.started or hidden_BTD.shape[1] != 1:
+        return False
+    if routing.training or routing.counting or routing.chosen is not None:
+        return False
+    return isinstance(cache, StaticCompactLayer) or (
+        not torch.is_grad_enabled() and not torch.compiler.is_compiling() and hidden_BTD.device.type != "meta"
     )
 
 
@@ -63,6 +62,32 @@ def pass_one(
     if turn.rows_A is None:
         return output_A1D.to(hidden_B1D.dtype)
     return hidden_B1D.index_copy(0, turn.rows_A, output_A1D.to(hidden_B1D.dtype))
+
+
+def pass_all(
+    routing: Routing,
+    hidden_B1D: Tensor,
+    present_B1: Tensor | None,
+    cache: StaticCompactLayer,
+    run: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """(B, 1, D) -> (B, 1, D), nothing read back: every row runs, and where it should not, nothing is kept.
+
+    Args:
+        present_B1: bool, False for padding; None: no padding.
+        run: the block, of all rows, with the columns of the cache that each may attend to, bool (B, 1, 1, C).
+    """
+    scores_B1 = routing.scores(hidden_B1D)
+    wanted_B1 = routing.wanted(hidden_B1D, scores_B1, cache.present_B[:, None])
+    if present_B1 is not None:
+        wanted_B1 = wanted_B1 & present_B1
+    bound_B = routing.settings.budget.at(cache.present_B)
+    admitted_B = wanted_B1[:, 0] & (cache.used_B < bound_B)
+    output_B1D = run(cache.take(admitted_B, present_B1)).to(hidden_B1D.dtype)
+    if routing.settings.learned:
+        gate_B11 = torch.sigmoid(scores_B1)[..., None].to(hidden_B1D.dtype)
+        output_B1D = torch.lerp(hidden_B1D, output_B1D, gate_B11)
+    return torch.where(admitted_B[:, None, None], output_B1D, hidden_B1D)
 
 
 def _read(

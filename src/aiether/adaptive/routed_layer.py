@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from .cache import CompactLayer, own_layer
+from .cache import CompactLayer, compact_layer
 from .ledger import Turn
 from .masks import among_slots, present_tokens
 from .masks import attention_mask as mask_for
-from .one_token import is_one_token, pass_one
+from .one_token import is_one_token, pass_all, pass_one
 from .routing import Routing
 from .selection import Slots, gather
+from .static_cache import StaticCompactLayer
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
 
@@ -44,15 +45,23 @@ def routed_forward(
         window: a token attends to those that are fewer places away; None: to all before it.
         kwargs: the layer's own; tensors with one entry a token are gathered.
     """
-    num_tokens = hidden_states.shape[1]
-    present_BT = token_mask if token_mask is not None else present_tokens(attention_mask, num_tokens)
+    num_tokens, cache, seen = hidden_states.shape[1], None, None
+    if past_key_values is not None:
+        cache = compact_layer(past_key_values, layer_idx, routing.settings.budget, window)
+        seen = cache.get_seq_length() if isinstance(cache, StaticCompactLayer) else None
+    present_BT = token_mask if token_mask is not None else present_tokens(attention_mask, num_tokens, seen)
     if present_BT is not None:
         present_BT = present_BT.expand(len(hidden_states), -1)
-    cache = None
-    if past_key_values is not None:
-        cache = own_layer(past_key_values, layer_idx, CompactLayer, routing.settings.budget, window)
     layer = _Called(layer, cache_name, past_key_values, kwargs, num_tokens)
-    if cache is not None and is_one_token(routing, hidden_states, cache):
+    if isinstance(cache, StaticCompactLayer) and is_one_token(routing, hidden_states, cache):
+
+        def run_all(columns_B11C: Tensor) -> Tensor:
+            mask = mask_for(columns_B11C, 1, implementation, hidden_states)
+            return layer(hidden_states, mask, lambda value: value)
+
+        output_B1D = pass_all(routing, hidden_states, present_BT, cache, run_all)
+        return (output_B1D,) if layer.tuples else output_B1D
+    if isinstance(cache, CompactLayer) and is_one_token(routing, hidden_states, cache):
 
         def run_rows(turn: Turn, chosen_A1D: Tensor) -> Tensor:
             return layer(chosen_A1D, turn.mask_A11N, turn.of_rows)
@@ -67,7 +76,7 @@ def routed_forward(
         return layer(chosen_BKD, mask, lambda value: gather(value, slots))
 
     output_BTD = routing(layer.forward, hidden_states, present_BT=present_BT, cache=cache, run=run)
-    if cache is not None:
+    if isinstance(cache, CompactLayer):
         cache.tuples = layer.tuples
     return (output_BTD,) if layer.tuples else output_BTD
 

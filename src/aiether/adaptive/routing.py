@@ -20,6 +20,7 @@ from .auxiliary import attach_loss
 from .cache import CompactLayer
 from .randomness import hashed_uniform
 from .selection import Budget, Slots, add_back, first, gather, kth_score, share_of, top_k, within_budget
+from .static_cache import StaticCompactLayer
 
 Router = Literal["topk", "threshold", "random", "stride"]
 Predictor = Literal["router", "head"]
@@ -131,7 +132,7 @@ class Routing(nn.Module):
         hidden_BTD: Tensor,
         *,
         present_BT: Tensor | None = None,
-        cache: CompactLayer | None = None,
+        cache: CompactLayer | StaticCompactLayer | None = None,
         run: Callable[[Slots, Tensor, Tensor | None], Tensor] | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D), the same shapes whatever is chosen.
@@ -177,12 +178,16 @@ class Routing(nn.Module):
         return (hidden_BTD.float() * self.weight.float()).sum(-1)
 
     def _choose(
-        self, hidden_BTD: Tensor, scores_BT: Tensor, present_BT: Tensor, cache: CompactLayer | None
+        self,
+        hidden_BTD: Tensor,
+        scores_BT: Tensor,
+        present_BT: Tensor,
+        cache: CompactLayer | StaticCompactLayer | None,
     ) -> Slots:
         settings, length = self.settings, hidden_BTD.shape[1]
         learning = self.training and torch.is_grad_enabled()
         places_BT = (present_BT.cumsum(-1) - 1).clamp_min(0)
-        if cache is not None and cache.seen:
+        if cache is not None and cache.started:
             places_BT = places_BT + cache.present_B[:, None]
         with torch.no_grad():
             if self.training and settings.router == "random":
@@ -192,19 +197,19 @@ class Routing(nn.Module):
             if self.training and settings.router in ("topk", "random"):
                 slots = top_k(scores_BT, present_BT, settings.capacity)
                 if self.counting:
-                    wanted_BT = self._wanted(hidden_BTD, scores_BT, places_BT) & present_BT
+                    wanted_BT = self.wanted(hidden_BTD, scores_BT, places_BT) & present_BT
                     self._count(scores_BT, present_BT, wanted_BT, slots)
                 return slots
-            wanted_BT = self._wanted(hidden_BTD, scores_BT, places_BT) & present_BT
-            used_B = cache.used_B if cache is not None and cache.seen else None
+            wanted_BT = self.wanted(hidden_BTD, scores_BT, places_BT) & present_BT
+            used_B = cache.used_B if cache is not None and cache.started else None
             admitted_BT = within_budget(wanted_BT, places_BT, settings.budget, used_B)
-            seen = 0 if cache is None else cache.seen
-            slots = first(admitted_BT, min(length, settings.budget.after(seen + length)))
+            most = min(length, settings.budget.after(length)) if cache is None else cache.num_slots(length)
+            slots = first(admitted_BT, most)
             if self.counting:
                 self._count(scores_BT, present_BT, wanted_BT, slots)
             return slots
 
-    def _wanted(self, hidden_BTD: Tensor, scores_BT: Tensor, places_BT: Tensor) -> Tensor:
+    def wanted(self, hidden_BTD: Tensor, scores_BT: Tensor, places_BT: Tensor) -> Tensor:
         """What the causal rule wants of each token, whatever comes after it."""
         settings = self.settings
         if settings.capacity == 1:  # a threshold would still leave out the lowest scores
