@@ -105,14 +105,14 @@ def test_other_families_are_measured() -> None:
         pad_token_id=1,
         **TOKENS,
     )
-    with pytest.raises(ValueError, match=r"model_type 'opt'; known are gpt2, lahr, llama; measure"):
+    with pytest.raises(ValueError, match=r"model_type 'opt'; known are gpt2, lahr, llama, phi; measure"):
         flops_per_token(config, 16)
     # OPT's blocks and head have GPT-2's shapes, with an MLP of ffn_dim.
     same_shapes = gpt2(n_embd=32, n_inner=64, n_layer=2)
     assert measure_flops_per_token(OPTForCausalLM(config), 16) == flops_per_token(same_shapes, 16)
 
 
-COUNTED = [case for case in FAMILY_TABLE if case.name in ("gpt2", "llama", "qwen3", "mixtral")]
+COUNTED = [case for case in FAMILY_TABLE if case.name in ("gpt2", "llama", "phi", "qwen3", "mixtral")]
 
 
 @pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.name)
@@ -124,5 +124,5 @@ def test_a_forward_pass_counts_the_same_whichever_kernels_run_it(case: FamilyCas
         fused.set_experts_implementation("grouped_mm")
     counted = count_forward_flops(fused, ids)
     assert counted == count_forward_flops(eager, ids)
-    if case.name in ("gpt2", "llama"):
+    if case.name in ("gpt2", "llama", "phi"):
         assert 3 * counted == ids.numel() * flops_per_token(fused.config, 24)

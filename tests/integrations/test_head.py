@@ -28,7 +28,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.usefixtures("uncompiled")
-@pytest.mark.parametrize("arch", ["gpt2", "llama", "qwen3"])
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "qwen3", "phi"])
 @pytest.mark.parametrize("num_items", [None, 37])
 def test_loss_and_gradients_are_those_of_transformers(arch: str, num_items: int | None) -> None:
     ids, labels = batch()

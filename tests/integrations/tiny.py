@@ -15,6 +15,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -67,6 +69,8 @@ def tiny_model(arch: str = "gpt2", depth: int = 2, dropout: float = 0.1, seed: i
             **shape, head_dim=8, use_sliding_window=True, sliding_window=4, layer_types=types, pad_token_id=0
         )
         return Qwen3ForCausalLM(config)
+    if arch == "phi":  # its output head has a bias
+        return PhiForCausalLM(PhiConfig(**{**shape, "num_key_value_heads": 2}))
     return LlamaForCausalLM(LlamaConfig(**shape))
 
 

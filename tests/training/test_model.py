@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,8 +10,9 @@ from transformers import PreTrainedModel
 
 from aiether.training.model import build_model
 
-Arch = Literal["gpt2", "llama"]
-ARCHES: tuple[Arch, ...] = ("gpt2", "llama")
+Arch = Literal["gpt2", "llama", "phi"]
+PHI_OUT = ("self_attn.dense.weight", "mlp.fc2.weight")
+ARCHES: tuple[Arch, ...] = ("gpt2", "llama", "phi")
 
 
 def fresh(
@@ -53,7 +54,7 @@ def test_matrices_are_drawn_at_the_scale_of_the_configuration(arch: Arch) -> Non
         if tensor.ndim < 2:
             assert tensor.unique().tolist() in ([0.0], [1.0]), name
             continue
-        output = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
+        output = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight", *PHI_OUT))
         expected = 0.02 / 24**0.5 if output else 0.02
         assert tensor.std().item() == pytest.approx(expected, rel=0.06), name
 
@@ -64,3 +65,10 @@ def test_a_model_leaves_the_caller_s_random_numbers_alone() -> None:
     torch.manual_seed(1)
     fresh("gpt2", 1)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_phi_turns_half_of_each_head_and_has_its_biases() -> None:
+    model: Any = fresh("phi", 2)
+    assert model.model.layers[0].self_attn.rotary_ndims == 16
+    assert model.model.layers[0].self_attn.q_proj.bias is not None
+    assert model.lm_head.weight is model.model.embed_tokens.weight

@@ -40,6 +40,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralForCausalLM as M
 from transformers.models.opt.configuration_opt import OPTConfig as OPTConfig
 from transformers.models.opt.modeling_opt import OPTForCausalLM as OPTForCausalLM
 from transformers.models.phi.configuration_phi import PhiConfig as PhiConfig
+from transformers.models.phi.modeling_phi import PhiForCausalLM as PhiForCausalLM
 from transformers.models.qwen2_moe.configuration_qwen2_moe import Qwen2MoeConfig as Qwen2MoeConfig
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeForCausalLM as Qwen2MoeForCausalLM
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config as Qwen3Config

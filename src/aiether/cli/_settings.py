@@ -24,7 +24,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "cache_dir": "Where prepared tokens are kept. None: ~/.cache/aiether.",
     },
     "model": {
-        "arch": "transformers' GPT-2 or Llama, or LAHR: a Llama with adaptive depth.",
+        "arch": "transformers' GPT-2, Llama or Phi, or LAHR: a Llama with adaptive depth.",
         "size": "A shape by name: layers, heads, width and context, where these are not given; no growth.",
         "n_layer": "Layers at the start.",
         "n_head": "Attention heads.",

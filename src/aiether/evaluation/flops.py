@@ -50,6 +50,13 @@ def _gpt2_forward(config: PreTrainedConfig, context_length: int, _batch_size: in
     return config.n_layer * block + 2 * d * config.vocab_size
 
 
+def _phi_forward(config: PreTrainedConfig, context_length: int, _batch_size: int) -> int:
+    """As GPT-2's, with the MLP beside the attention."""
+    d = config.hidden_size
+    block = 2 * (4 * d * d + 2 * d * config.intermediate_size) + 4 * context_length * d
+    return config.num_hidden_layers * block + 2 * d * config.vocab_size
+
+
 def _llama_forward(config: PreTrainedConfig, context_length: int, _batch_size: int) -> int:
     """Grouped queries save projections of keys and values, not attention; the MLP has three matrices."""
     d = config.hidden_size
@@ -85,6 +92,7 @@ def _lahr_forward(config: Any, context_length: int, batch_size: int) -> Fraction
 _FORWARD: dict[str, Callable[[Any, int, int], int | Fraction]] = {
     "gpt2": _gpt2_forward,
     "llama": _llama_forward,
+    "phi": _phi_forward,
     "lahr": _lahr_forward,
 }
 

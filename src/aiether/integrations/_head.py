@@ -24,13 +24,14 @@ def head_loss(
     labels_BT: Tensor,
     num_items: Tensor | int | None,
     weights_BT: Tensor | None = None,
+    bias_V: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of the next token, summed over `num_items`; None: the mean over labelled tokens.
 
     The labels are the inputs (the shift happens here); the loss is computed in float32. `weights_BT` are
     those of sampled exits (`aiether.adaptive.latent`).
     """
-    logits_BTV = F.linear(hidden_BTD, weight_VD)
+    logits_BTV = F.linear(hidden_BTD, weight_VD, bias_V)
     if weights_BT is not None:
         return causal_lm_loss(logits_BTV, labels_BT, weights_BT, num_items)
     shifted = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED).flatten()  # no gradient for the last position
@@ -49,10 +50,10 @@ def compiled_head_loss() -> Any:
 def causal_loss(
     model: PreTrainedModel, input_ids_BT: Tensor, labels_BT: Tensor, num_items: Tensor | int | None
 ) -> Tensor:
-    """The loss of a model whose logits are its last hidden state times one matrix, as GPT-2's and Llama's."""
+    """The loss of a model whose logits are one linear map of its last hidden state."""
     output = model.base_model(input_ids=input_ids_BT)
     head = model.get_output_embeddings()
     assert isinstance(head, torch.nn.Linear)
-    assert head.bias is None
     weights = getattr(output, "loss_weights", None)
-    return compiled_head_loss()(output.last_hidden_state, head.weight, labels_BT, num_items, weights)
+    hidden_BTD, compiled = output.last_hidden_state, compiled_head_loss()
+    return compiled(hidden_BTD, head.weight, labels_BT, num_items, weights, head.bias)

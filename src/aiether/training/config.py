@@ -84,7 +84,7 @@ class TrainConfig(DataConfig, GrowthConfig, LahrSettings):
     Attributes
     ----------
     preset: the name of the overrides that the configuration started from.
-    arch: transformers' GPT-2 or Llama, built from a configuration; or LAHR (see `LahrSettings`).
+    arch: transformers' GPT-2, Llama or Phi, built from a configuration; or LAHR (see `LahrSettings`).
     size: a shape by name, in place of n_layer, max_layers, n_head, n_embd, context_length and trigger (never)
         where these are not given beside it.
     n_layer, n_head, n_embd: layers at the start, attention heads, width.
@@ -111,7 +111,7 @@ class TrainConfig(DataConfig, GrowthConfig, LahrSettings):
     """
 
     preset: str = "report"
-    arch: Literal["gpt2", "llama", "lahr"] = "gpt2"
+    arch: Literal["gpt2", "llama", "phi", "lahr"] = "gpt2"
     size: Literal["tiny", "small", "medium", "base"] | None = None
     n_layer: int = 6
     n_head: int = 6
@@ -164,9 +164,10 @@ class TrainConfig(DataConfig, GrowthConfig, LahrSettings):
             raise ValueError(
                 f"n_embd is {self.n_embd}, not a multiple of n_head ({self.n_head}): change one of them"
             )
-        if self.arch != "gpt2" and self.n_embd // self.n_head % 2:
+        if self.arch != "gpt2" and self.n_embd // self.n_head % (4 if self.arch == "phi" else 2):
             raise ValueError(
-                f"n_embd / n_head is {self.n_embd // self.n_head}: rotary positions need an even one"
+                f"n_embd / n_head is {self.n_embd // self.n_head}: rotary positions need an even one, and "
+                "Phi, which turns half of a head, a multiple of 4"
             )
         self._validate_lahr()
         planned_depth(self, self.n_layer)  # raises for a model that starts deeper than it may end

@@ -1,4 +1,4 @@
-"""The default model: transformers' own GPT-2 or Llama, or a LAHR model, built from a configuration."""
+"""The default model: transformers' own GPT-2, Llama or Phi, or a LAHR model, built from a configuration."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -19,7 +21,7 @@ from transformers import (
 from aiether.adaptive import LahrConfig, LahrForCausalLM, LahrSettings, lahr_parts
 from aiether.growth import family_of, initialise_output_projections
 
-Architecture = Literal["gpt2", "llama", "lahr"]
+Architecture = Literal["gpt2", "llama", "phi", "lahr"]
 
 
 def model_config(
@@ -50,18 +52,22 @@ def model_config(
             use_cache=False,
             **tokens,
         )
+    shape: dict[str, Any] = {
+        "num_hidden_layers": n_layer,
+        "num_attention_heads": n_head,
+        "hidden_size": n_embd,
+        "max_position_embeddings": context_length,
+        "attention_dropout": dropout,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+        **tokens,
+    }
+    if arch == "phi":
+        shape |= {"intermediate_size": 4 * n_embd, "resid_pdrop": dropout, "embd_pdrop": dropout}
+        return PhiConfig(**shape, **{"partial_rotary_factor": 0.5})
     parts = {} if lahr is None else lahr_parts(lahr, n_layer)
     return (LlamaConfig if lahr is None else LahrConfig)(
-        num_hidden_layers=n_layer,
-        num_attention_heads=n_head,
-        hidden_size=n_embd,
-        intermediate_size=llama_width(n_embd),
-        max_position_embeddings=context_length,
-        attention_dropout=dropout,
-        tie_word_embeddings=True,
-        use_cache=False,
-        **tokens,
-        **parts,
+        **shape, intermediate_size=llama_width(n_embd), **parts
     )
 
 
@@ -91,6 +97,7 @@ def undrawn_model(arch: Architecture, **settings: Any) -> PreTrainedModel:
 _CLASSES: dict[Architecture, Any] = {
     "gpt2": GPT2LMHeadModel,
     "llama": LlamaForCausalLM,
+    "phi": PhiForCausalLM,
     "lahr": LahrForCausalLM,
 }
 
