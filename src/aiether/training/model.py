@@ -64,7 +64,8 @@ def model_config(
     }
     if arch == "phi":
         shape |= {"intermediate_size": 4 * n_embd, "resid_pdrop": dropout, "embd_pdrop": dropout}
-        return PhiConfig(**shape, **{"partial_rotary_factor": 0.5})
+        shape["partial_rotary_factor"] = 0.5
+        return PhiConfig(**shape)
     parts = {} if lahr is None else lahr_parts(lahr, n_layer)
     return (LlamaConfig if lahr is None else LahrConfig)(
         **shape, intermediate_size=llama_width(n_embd), **parts
