@@ -114,6 +114,30 @@ def cell_config(spec: StudySpec, cell: Cell) -> TrainConfig:
     return config
 
 
+def retrofit_of(spec: StudySpec, condition: str) -> dict[str, Any] | None:
+    """What a condition does to the study's model; None for a study that trains each run from the start."""
+    if spec.retrofit is None:
+        return None
+    return {**spec.retrofit, **spec.all_conditions()[condition].retrofit}
+
+
+def pretrain_config(spec: StudySpec) -> TrainConfig:
+    """The configuration of the model that a study of retrofitted models begins with.
+
+    Raises
+    ------
+    ValueError
+        For a setting that is unknown, of the wrong type, or that cannot work.
+    """
+    assert spec.pretrain is not None
+    try:
+        config = merge(None, {"trigger": "never", **spec.base, **spec.pretrain}, {"seed": 0})
+        config.validate()
+    except ValueError as error:
+        raise ValueError(f"pretrain: {error}") from error
+    return config
+
+
 def _whole(unit: str, amount: float) -> int | float:
     return max(1, round(amount)) if unit in ("steps", "tokens") else amount
 
@@ -143,6 +167,7 @@ def check_alike(spec: StudySpec, configs: Mapping[str, TrainConfig]) -> None:
     seen: dict[str, str] = {}
     for name, config in configs.items():
         key = repr({k: v for k, v in asdict(config).items() if k != "preset"})
+        key += repr(retrofit_of(spec, name))
         if key in seen:
             raise ValueError(
                 f"conditions {seen[key]} and {name} do not differ in any setting: change one of them, remove "

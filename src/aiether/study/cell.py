@@ -16,7 +16,7 @@ from aiether.training.config import TrainConfig
 from .warm import Warmth
 
 SUMMARY = "summary.json"
-_HEAVY = ("checkpoints", "final", "layers", "snapshots", "window")
+_HEAVY = ("checkpoints", "final", "layers", "snapshots", "window", "state")
 
 Status = Literal["finished", "interrupted", "failed"]
 
@@ -43,9 +43,13 @@ def run_cell(
         drop_weights(folder, keep_models)
         return Outcome("finished")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    config = replace(TrainConfig(**with_tuples(settings)), output_dir=str(folder))
+    given = dict(settings)
+    retrofit, base = given.pop("retrofit", None), given.pop("retrofit_base", None)
+    config = replace(TrainConfig(**with_tuples(given)), output_dir=str(folder))
     with _log(folder):
         try:
+            if retrofit is not None:
+                return _retrofitted(folder, config, retrofit, Path(base))
             (warmth or Warmth()).warm_up(config, folder.parent)
             begun = (folder / "config.yaml").is_file()
             result = job.resume(folder, report=False) if begun else job.train(config, report=False)
@@ -57,6 +61,18 @@ def run_cell(
     if result.status == "finished":
         drop_weights(folder, keep_models)
     return Outcome(result.status)
+
+
+def base_of(study_dir: Path) -> Path:
+    """Where a study of retrofitted models keeps the model that it begins with."""
+    return study_dir.resolve() / "base" / "final"
+
+
+def _retrofitted(folder: Path, config: TrainConfig, given: Mapping[str, Any], base: Path) -> Outcome:
+    from aiether.retrofitting.arm import run_arm
+
+    run_arm(folder, config, given, base)
+    return Outcome("finished")
 
 
 def is_finished(folder: Path) -> bool:

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from aiether.data import PackedData
 from aiether.evaluation import flops_per_token, measure_flops_per_token
 from aiether.growth.blank import without_weights
+from aiether.retrofitting.arm import arm_settings, tuning_of
 from aiether.training.arms import model_settings, tokens_per_step, windows
 from aiether.training.config import TrainConfig
 from aiether.training.length import course_of
 from aiether.training.model import Architecture, undrawn_model
 
-from .arms import Cell, cell_config, cells, check_alike, tuning_cells
+from .arms import Cell, cell_config, cells, check_alike, pretrain_config, retrofit_of, tuning_cells
 from .spec import Claims, StudySpec, check_form
 from .statistics import seeds_needed, smallest_p
 
@@ -77,8 +78,28 @@ def check_spec(spec: StudySpec) -> dict[str, TrainConfig]:
     if len({cell.folder for cell in every}) < len(every):
         raise ValueError("two lengths or learning rates are the same to twelve digits: keep one of them")
     check_alike(spec, configs)
+    _check_retrofits(spec, configs)
     _check_seeds(spec)
     return configs
+
+
+def _check_retrofits(spec: StudySpec, configs: Mapping[str, TrainConfig]) -> None:
+    """Conversions are looked at before a model is trained for them."""
+    if spec.retrofit is None:
+        return
+    pretrain = pretrain_config(spec)
+    for name, config in configs.items():
+        try:
+            arm = arm_settings(retrofit_of(spec, name) or {})
+            tuning_of(arm, config)
+            arm.settings.check_head(pretrain.n_embd // pretrain.n_head)
+            if any(not 0 <= layer < pretrain.n_layer for layer in arm.layers or ()):
+                raise ValueError(f"layers is {list(arm.layers or ())}: from 0 to {pretrain.n_layer - 1}")
+            for setting in ("arch", "n_layer", "n_head", "n_embd", "context_length", "vocab_size"):
+                if getattr(config, setting) != getattr(pretrain, setting):
+                    raise ValueError(f"{setting} is not the pretrained model's: leave it to base")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"condition {name}: {error}") from error
 
 
 def _check_seeds(spec: StudySpec) -> None:

@@ -13,8 +13,8 @@ from typing import Protocol
 from aiether.data import PackedData
 from aiether.training.config import TrainConfig
 
-from .arms import Cell, cell_config
-from .cell import Outcome, drop_weights, is_finished
+from .arms import Cell, cell_config, retrofit_of
+from .cell import Outcome, base_of, drop_weights, is_finished
 from .check import Arm, planned_flops
 from .pool import Backend, Order
 from .spec import StudySpec
@@ -100,6 +100,9 @@ class Queue:
 
     def _submit(self, cell: Cell) -> None:
         settings = asdict(cell_config(self._study.spec, cell))
+        given = retrofit_of(self._study.spec, cell.condition)
+        if given is not None:
+            settings |= {"retrofit": given, "retrofit_base": str(base_of(self._study.folder))}
         folder = self._folder(cell)
         self._attempts[cell] = self._attempts.get(cell, 0) + 1
         self._running[folder] = cell, time.monotonic()

@@ -22,6 +22,7 @@ from .folder import begin, check_cells, check_folder, read_about
 from .jobs import FOLDER as JOBS_FOLDER
 from .jobs import end_left_jobs
 from .pool import Backend, LocalWorkers
+from .pretraining import pretrain
 from .queue import Nobody, Observer, Queue, Study
 from .report import write_study_report
 from .results import choose_rates, collect
@@ -79,7 +80,7 @@ def run_study(
         observer.message(_cost_words(study))
         append_attempts_mark(study_dir)
         try:
-            chosen = _train(study, queue)
+            chosen = _train(study, queue, place, observer)
         except KeyboardInterrupt as stop:
             failures = {cell.folder: reason for cell, reason in queue.failures.items()}
             status = getattr(stop, "exit_status", INTERRUPTED)
@@ -92,10 +93,13 @@ def run_study(
         return StudyResult(study_dir, "finished", failures, report, SOME_FAILED if failures else 0)
 
 
-def _train(study: Study, queue: Queue) -> dict[str, float]:
+def _train(study: Study, queue: Queue, place: Backend, observer: Observer) -> dict[str, float]:
     """Tune, then run every arm at its rate; returns the rates."""
     spec = study.spec
     fingerprint = study.data.fingerprint
+    if spec.pretrain is not None:
+        observer.message("training the model that the study begins with")
+        pretrain(spec, study.folder, place)
     check_cells(spec, study.folder, tuning_cells(spec), fingerprint)
     queue.all_of(tuning_cells(spec))
     chosen = choose_rates(spec, study.folder)

@@ -51,10 +51,12 @@ class Claims:
 class Condition:
     """One arm: what it changes of the study's base, in the settings of `aiether train`.
 
-    `baseline`: what it is compared with, where that is not the study's own baseline.
+    `baseline`: what it is compared with, where that is not the study's own baseline. `retrofit`: what it
+    changes of the study's `retrofit`.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
+    retrofit: Mapping[str, Any] = field(default_factory=dict)
     about: str = ""
     baseline: str | None = None
     claims: Claims = Claims()
@@ -98,6 +100,10 @@ class StudySpec:
     tuning: learning rates tried for every condition before the seeds run.
     keep_models: keep final models and checkpoints of finished cells.
     allow_identical_arms: two conditions may be the same, to see what the method itself adds (nothing).
+    pretrain, retrofit: of a study of retrofitted models. The model of `base` is trained once, with the
+        settings that `pretrain` changes, before anything else; each run then begins from it, converts and
+        tunes it as `retrofit` and its condition say (see `aiether.retrofitting.arm.ArmSettings`), within the
+        budget.
     presets: name -> changes of this specification, as in `--preset cpu`.
     """
 
@@ -118,6 +124,8 @@ class StudySpec:
     alpha: float = 0.05
     comparisons: tuple[Comparison, ...] | None = None
     tuning: Tuning | None = None
+    pretrain: Mapping[str, Any] | None = None
+    retrofit: Mapping[str, Any] | None = None
     keep_models: bool = False
     allow_identical_arms: bool = False
     preset: str | None = None
@@ -216,6 +224,8 @@ def spec_from(content: Mapping[str, Any], preset: str | None = None) -> StudySpe
         budget=amount,
         comparisons=None if comparisons is None else tuple(_comparison(item) for item in _list(comparisons)),
         tuning=None if merged.get("tuning") is None else _record(Tuning, "tuning", merged["tuning"]),
+        pretrain=_given("pretrain", merged),
+        retrofit=_given("retrofit", merged),
         preset=preset,
         **{name: coerce(name, merged[name], _HINTS[name]) for name in _SIMPLE if name in merged},
     )
@@ -241,6 +251,7 @@ def check_form(spec: StudySpec) -> None:
     if not conditions:
         raise ValueError("there are no conditions; name some, or factors with levels")
     _check_factors(spec)
+    _check_retrofit(spec)
     references = [("baseline", name) for name in spec.baselines()]
     references += [("comparison", name) for each in spec.planned() for name in (each.arm, each.against)]
     for name, condition in conditions.items():
@@ -256,6 +267,16 @@ def check_form(spec: StudySpec) -> None:
     if len(set(pairs)) < len(pairs):
         raise ValueError("a comparison is planned twice: keep one of them")
     _check_numbers(spec)
+
+
+def _check_retrofit(spec: StudySpec) -> None:
+    for name, condition in spec.all_conditions().items():
+        if condition.retrofit and spec.retrofit is None:
+            raise ValueError(f"condition {name} has a retrofit, and the study none: give it retrofit: {{}}")
+    if (spec.retrofit is None) != (spec.pretrain is None):
+        raise ValueError("retrofit and pretrain belong together: a model is trained, then converted")
+    if spec.retrofit is not None and spec.budget_unit != "steps":
+        raise ValueError(f"budget is in {spec.budget_unit}: a study of retrofitted models has one in steps")
 
 
 def _check_factors(spec: StudySpec) -> None:
@@ -318,8 +339,11 @@ _SIMPLE = (
     "allow_identical_arms",
 )
 _REQUIRED = ("name", "question", "base", "conditions", "seeds", "budget")
-_KEYS = (*_SIMPLE, "base", "conditions", "factors", "seeds", "budget", "comparisons", "tuning")
-_CONDITION_KEYS = ("settings", "about", "baseline", "claims")
+_KEYS = (
+    *(*_SIMPLE, "base", "conditions", "factors", "seeds", "budget", "comparisons", "tuning"),
+    *("pretrain", "retrofit"),
+)
+_CONDITION_KEYS = ("settings", "about", "baseline", "claims", "retrofit")
 _HINTS = get_type_hints(StudySpec)
 
 
@@ -378,7 +402,12 @@ def _condition(name: str, value: Any) -> Condition:
         about=coerce(f"about of {name}", value.get("about", ""), str),
         baseline=coerce(f"baseline of {name}", value.get("baseline"), str | None),
         claims=_record(Claims, f"claims of {name}", value.get("claims") or {}),
+        retrofit=dict(_mapping(f"retrofit of {name}", value.get("retrofit") or {})),
     )
+
+
+def _given(key: str, merged: Mapping[str, Any]) -> dict[str, Any] | None:
+    return None if merged.get(key) is None else dict(_mapping(key, merged[key]))
 
 
 def _factors(value: Any) -> dict[str, dict[str, dict[str, Any]]]:
@@ -442,6 +471,9 @@ def plain(spec: StudySpec) -> dict[str, Any]:
         content["comparisons"] = [{"arm": each.arm, "against": each.against} for each in spec.comparisons]
     if spec.tuning is not None:
         content["tuning"] = {"lr": list(spec.tuning.lr), "seed": spec.tuning.seed}
+    for key in ("pretrain", "retrofit"):
+        if (value := getattr(spec, key)) is not None:
+            content[key] = dict(value)
     return content
 
 
@@ -454,6 +486,8 @@ def _plain_condition(condition: Condition) -> dict[str, Any]:
     found: dict[str, Any] = {"settings": dict(condition.settings)}
     if condition.baseline:
         found["baseline"] = condition.baseline
+    if condition.retrofit:
+        found["retrofit"] = dict(condition.retrofit)
     if condition.about:
         found["about"] = condition.about
     if claims:

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .distance import cosine_weights, in_ring_window, platter_distance, ring_distance, ring_waves
+from .distance import (
+    cosine_weights,
+    in_ring_window,
+    platter_distance,
+    ring_distance,
+    ring_waves,
+    shuffled_places,
+)
 from .flex import attend_flex
 from .kernels import attend_eager, attend_flash, merge
 from .rotary import turn_between
@@ -77,6 +84,11 @@ def attend_pairs(
 ) -> tuple[Tensor, Tensor]:
     """What each pair of platters sees among these keys, (B, P, N, X), and the log-sum-exp, (B, P, N)."""
     backend = choose_backend(settings, places, pairs_BPNX, dropout)
+    if settings.shuffled:
+        query, key = (
+            shuffled_places(each, settings.period, settings.sinks) for each in (places.query, places.key)
+        )
+        places = Places(query, key, places.allowed, places.causal)
     if backend == "flash" or (backend == "flex" and settings.distance != "triangle"):
         pairs_BPNX, key_BGMX = _with_waves(pairs_BPNX, key_BGMX, lambda_BPN, settings, places, scale)
     if backend == "flash":

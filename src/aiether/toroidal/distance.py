@@ -43,6 +43,15 @@ def ring_waves(places: Tensor, period: int, kind: Distance) -> Tensor:
     return torch.cat([(angle * order).cos(), (angle * order).sin()], dim=-1).float()
 
 
+def shuffled_places(places: Tensor, period: int, sinks: int) -> Tensor:
+    """Places in a random order around the ring, always the same one; sinks stay where they are.
+
+    The others are a period further on, so that none is taken for a sink.
+    """
+    order = torch.randperm(period, generator=torch.Generator().manual_seed(period)).to(places.device)
+    return torch.where(places < sinks, places, order[places.remainder(period)] + period)
+
+
 def platter_distance(platters: int, device: torch.device) -> Tensor:
     """Distance between platters, which lie on a ring too, float32 (D, D): min(|k - l|, D - |k - l|) / D."""
     index = torch.arange(platters, device=device)

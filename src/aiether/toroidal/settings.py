@@ -31,6 +31,7 @@ class ToroidalSettings:
         2024, arXiv:2309.17453).
     window: how far a token sees around the ring, in tokens; None: everywhere.
     platter_rotary: turn a platter's queries and keys by the platter's angle, the third axis of rotation.
+    shuffled: a control: places stand on the ring in a random order, the same for all heads and layers.
     """
 
     platters: int = 2
@@ -47,6 +48,7 @@ class ToroidalSettings:
     sinks: int = 4
     window: int | None = None
     platter_rotary: bool = False
+    shuffled: bool = False
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
