@@ -88,6 +88,7 @@ def test_a_study_trains_one_model_and_goes_on_where_it_stopped(
     assert len(workers.done) == 10 - 3, "the base model and three runs were there"
     found = json.loads((folder / "results.json").read_text())
     losses = {entry["condition"]: [row["metric"] for row in entry["cells"]] for entry in found["arms"]}
+    assert found["arms"][3]["settings"] == {"platters": 4}
     assert len(set(losses["untouched"])) == 1, "seeds change nothing where nothing is done"
     for name in ("adapters", "torus", "four", "swap"):
         assert len(set(losses[name])) == 2

@@ -154,7 +154,7 @@ def arm_entries(
                     "condition": name,
                     "length": length,
                     "about": conditions[name].about,
-                    "settings": dict(conditions[name].settings),
+                    "settings": {**conditions[name].settings, **conditions[name].retrofit},
                     "lr": chosen.get(name) if spec.tuning is not None else config.lr,
                     **_models(facts[name], rows),
                     "cells": rows,
