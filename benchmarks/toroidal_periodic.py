@@ -4,8 +4,8 @@
 
 A small Phi learns to continue sequences that repeat after P tokens, with noise, for many P. Copies of it are
 then tuned on sequences of one held-out P: with adapters alone, and on a torus whose period is that P, another
-one, or that P with places in random order. Shown: loss on what can be known of new sequences of that P, and of
-another held-out one, seed by seed. Writes benchmarks/results/toroidal_periodic.json.
+one, or that P with places in random order. Shown: loss on what can be known of new sequences of that P, and
+of another held-out one, seed by seed. Writes benchmarks/results/toroidal_periodic.json.
 """
 
 from __future__ import annotations
