@@ -20,6 +20,7 @@ from aiether.retrofitting import (
     mean_divergence,
     transfer_loss,
     tune,
+    tuning_loss,
 )
 from aiether.retrofitting.before import as_before
 from aiether.toroidal import ToroidalSettings, set_progress, torus_terms
@@ -133,6 +134,37 @@ def test_half_precision_has_single_masters_and_comes_back_half() -> None:
     tuned = tune(model, batch, TuneConfig(**{**vars(QUICK), "tune": "full", "bf16": True}))
     assert tuned.trained > 0
     assert {name: value.dtype for name, value in model.state_dict().items()} == types
+
+
+def test_under_autocast_the_teacher_is_still_the_model_as_it_was() -> None:
+    model = toroidal("gpt2")
+    set_progress(model, 1e-7)
+    originals = {n: p.detach().clone() for n, p in model.named_parameters() if "c_attn.weight" in n}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in originals:
+                parameter.add_(torch.randn_like(parameter), alpha=0.5)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, parts = tuning_loss(model, batch(0), originals, kl_weight=0.5)
+    assert parts["divergence"] > 1e-3
+
+
+def test_adapters_of_ones_own_are_refused_and_states_of_other_jobs(tmp_path: Path) -> None:
+    from peft import LoraConfig
+
+    model = toroidal("gpt2")
+    model.add_adapter(LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True), "mine")
+    with pytest.raises(ValueError, match="has adapters already"):
+        tune(model, batch, QUICK)
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(toroidal(), batch, QUICK, state_dir=tmp_path, about="one text", report=stop)
+    with pytest.raises(ValueError, match="other settings"):
+        tune(toroidal(), batch, QUICK, state_dir=tmp_path, about="another")
 
 
 def test_checkpointing_learns_the_same() -> None:

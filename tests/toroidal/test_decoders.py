@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from tests.families import FAMILY_TABLE, FamilyCase
 import aiether
 from aiether.evaluation import check_conformance
 from aiether.evaluation.conformance import CHECKS
-from aiether.toroidal import ToroidalAttention, restore, set_progress, torus_terms
+from aiether.toroidal import ToroidalAttention, ToroidalSettings, restore, set_progress, torus_terms
+from aiether.toroidal.rotary import turn_by_place
 
 REFUSED = {"gemma2": "attention interface", "lahr": "no single attention module"}
 CONVERTED = [case for case in FAMILY_TABLE if case.name not in REFUSED]
@@ -115,6 +117,8 @@ def test_only_the_named_layers_change() -> None:
         ([0, 0], {}, "once"),
         ([0], {"platters": 3}, "does not divide"),
         ([0], {"fusion_mode": "sum"}, "low_rank, attention, mean"),
+        ([0], {"lamda": 1.0}, "lamda is no setting"),
+        ([0], {"settings": ToroidalSettings(), "platters": 4}, "give one of the two"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(
@@ -155,6 +159,32 @@ def test_progress_and_a_second_conversion_are_checked() -> None:
         set_progress(LLAMA.build(depth=1), 1.0)
 
 
+def test_padding_on_the_left_leaves_gradients_finite() -> None:
+    model = converted().train()
+    mask = torch.ones_like(tokens())
+    mask[0, :5] = 0
+    model(tokens(), attention_mask=mask, labels=tokens().masked_fill(mask == 0, -100)).loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("name", ["phi", "llama", "gpt2"])
+def test_autocast_takes_the_rotated_queries_along(name: str) -> None:
+    model = converted(next(case for case in FAMILY_TABLE if case.name == name)).train()
+    expected = model(tokens(), labels=tokens(), use_cache=False).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(tokens(), labels=tokens(), use_cache=False).loss
+    found.backward()
+    assert torch.allclose(found, expected, atol=0.05)
+
+
+def test_progress_that_was_loaded_is_saved(tmp_path: Path) -> None:
+    moved, fresh = converted(), converted(progress=0.0)
+    fresh.load_state_dict(moved.state_dict())
+    fresh.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(aiether.load(tmp_path).eval()(tokens()).logits, moved(tokens()).logits)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_module_knows_nothing_of_padding_nor_of_later_tokens(causal: bool) -> None:
     torch.manual_seed(0)
@@ -173,5 +203,8 @@ def test_the_module_comes_round_after_a_period() -> None:
     """Rotations are periodic too: each angle makes a whole number of turns in a period."""
     torch.manual_seed(0)
     module = ToroidalAttention(16, 2, causal=False, platters=2, period=8, sinks=0)
-    angles = module.angles * 8 / (2 * torch.pi)
-    assert torch.allclose(angles, angles.round(), atol=1e-5)
+    heads = torch.randn(1, 2, 4, 8)
+    turned = [
+        turn_by_place(heads, torch.arange(4) + start, module.half().turns, 8) for start in (0, 8 * 10**6)
+    ]
+    assert torch.equal(*turned), "in half precision too"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from aiether.toroidal import torus_terms
@@ -34,6 +35,7 @@ def as_before(model: Any, originals: Mapping[str, Tensor]) -> Iterator[None]:
         for name, parameter in tuned.items():
             parameter.data = originals[name]
         model.eval()
+        torch.clear_autocast_cache()  # which holds other values of the same weights
         yield
     finally:
         for each, was in zip(terms, active, strict=True):
@@ -42,4 +44,5 @@ def as_before(model: Any, originals: Mapping[str, Tensor]) -> Iterator[None]:
             layer.enable_adapters(True)
         for name, parameter in tuned.items():
             parameter.data = moved[name]
+        torch.clear_autocast_cache()
         model.train(training)

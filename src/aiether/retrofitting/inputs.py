@@ -69,7 +69,7 @@ def load_base(job: RetrofitJob) -> Any:
     """The model, in the types that it is stored in, on its device, in evaluation mode."""
     with without_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(
-            job.model, dtype="auto", trust_remote_code=job.trust_remote_code
+            job.model, dtype="auto", use_safetensors=True, trust_remote_code=job.trust_remote_code
         )
     return model.to(find_device(job.device)).eval()
 

@@ -79,7 +79,10 @@ def run_retrofit(
         retrofit(model, layers=layers, settings=job.settings)
         memory = estimate_memory(model, layers, job.settings, tuning, text.length)
         say(f"tuning needs about {memory}", 0.0)
-        tuned = _tune(model, text, tuning, folder, say, report)
+        about = (
+            f"{job.dataset_path} {len(text.train)} {text.length} {before:.4f}"  # the loss tells models apart
+        )
+        tuned = _tune(model, text, tuning, folder, say, report, about)
         found = Retrofitted(
             path=folder,
             layers=tuple(layers),
@@ -90,7 +93,7 @@ def run_retrofit(
             memory=memory,
             lines=tuple(told_terms(model)),
         )
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, whole=True if job.trust_remote_code else None)
         _copy_tokenizer(job, folder)
         shutil.rmtree(folder / STATE, ignore_errors=True)
         _write_summary(folder, found, tuned)
@@ -140,6 +143,7 @@ def _tune(
     folder: Path,
     say: Progress,
     report: Callable[[dict[str, Any]], None] | None,
+    about: str,
 ) -> Tuned:
     size, places = config.batch_size, text.train
 
@@ -159,7 +163,7 @@ def _tune(
         if report is not None:
             report(row)
 
-    return tune(model, batch, config, state_dir=folder / STATE, report=told)
+    return tune(model, batch, config, state_dir=folder / STATE, about=about, report=told)
 
 
 def _copy_tokenizer(job: RetrofitJob, folder: Path) -> None:

@@ -47,6 +47,7 @@ def tune(
     config: TuneConfig,
     *,
     state_dir: Path | None = None,
+    about: str = "",
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Tuned:
     """Train the terms of a retrofitted model, and adapters or weights beside them, in place.
@@ -54,7 +55,8 @@ def tune(
     At the end progress is 1 and adapters are merged. A batch depends on its number alone.
 
     Args:
-        state_dir: where the state is kept, and gone on from if there is one of the same settings.
+        state_dir: where the state is kept, and gone on from if there is one of the same settings and `about`.
+        about: what else a state must agree in, as the text and the model that batches and weights are of.
         report: told each step's row.
 
     Raises
@@ -62,7 +64,7 @@ def tune(
     ValueError
         If the state is of other settings, or a loss is not finite.
     """
-    loop = _Loop(model, config)
+    loop = _Loop(model, config, about)
     tuned = Tuned(trained=sum(p.numel() for p in loop.trained.values()))
     try:
         first = loop.restore(state_dir, tuned)
@@ -82,8 +84,13 @@ def tune(
 class _Loop:
     """One tuning: what is trained, the optimizer, and its state on disk."""
 
-    def __init__(self, model: Any, config: TuneConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: Any, config: TuneConfig, about: str) -> None:
+        self.model, self.config, self.about = model, config, about
+        if any(adapter_layers(model)):
+            raise ValueError(
+                "the model has adapters already, which tuning would take for its own: merge them into it "
+                "first (merge_and_unload)"
+            )
         torch.manual_seed(config.seed)
         self.required = {name: p.requires_grad for name, p in model.named_parameters()}
         self.stored: dict[str, torch.dtype] = {}
@@ -221,5 +228,5 @@ class _Loop:
         """A digest of everything that the state depends on."""
         held = {**self.model.config.toroidal, "progress": None}
         names = {name: list(p.shape) for name, p in self.trained.items()}
-        text = json.dumps([asdict(self.config), held, names], sort_keys=True)
+        text = json.dumps([asdict(self.config), held, names, self.about], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -64,11 +64,20 @@ def toroidal_attention(
         scale: of the whole head's products, 1 / sqrt(X) as a rule.
         dropout: probability with which an attention weight is dropped; needs the eager path.
     """
+    query_BHNX, key_BGMX, value_BGMX = as_autocast(query_BHNX, key_BGMX, value_BGMX)
     pairs_BPNX, lambda_BPN = pairs_of_platters(query_BHNX, terms, settings)
     output, log = attend_pairs(
         pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale, dropout=dropout
     )
     return union_of_platters(output, log, terms, settings.platters)
+
+
+def as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Under autocast in its type, which kernels called by name do not see; rotary tables leave float32."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(each.to(torch.get_autocast_dtype(kind)) for each in tensors)
 
 
 def attend_pairs(

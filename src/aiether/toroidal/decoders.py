@@ -33,7 +33,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .attention import Places, toroidal_attention
 from .over_ranks import attend_over_shards, check_mask, current_shards
-from .settings import ToroidalSettings
+from .settings import ToroidalSettings, settings_of
 from .storage import forget_differences, save_differences
 from .terms import TorusTerms
 
@@ -63,7 +63,12 @@ def retrofit(
         If a layer is named that there is not, the platters do not fit its heads, or the architecture's
         attention cannot be taken over.
     """
-    settings = settings or ToroidalSettings(**options)
+    settings, layers = settings_of(settings, options), [int(layer) for layer in layers]
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"the model is a {type(model).__name__}: give a model of transformers, a peft model as its own "
+            "merge_and_unload() returns it"
+        )
     if isinstance(model, ToroidalDecoder):
         raise ValueError("the model has toroidal layers already: begin from the model as it was before")
     _check(model, layers)
@@ -118,6 +123,11 @@ def set_progress(model: nn.Module, progress: float) -> None:
             module.config.toroidal = {**module.config.toroidal, "progress": progress}
 
 
+def _progress_of(model: nn.Module) -> float:
+    """How far the model has moved, by its own tensors: a checkpoint that was loaded says nothing else."""
+    return max(float(terms.progress) for terms in torus_terms(model))
+
+
 def torus_terms(model: nn.Module) -> Iterator[TorusTerms]:
     """The terms of each toroidal layer, in the model's order."""
     return (module for module in model.modules() if isinstance(module, TorusTerms))
@@ -155,6 +165,7 @@ class ToroidalDecoder:
                 brings a state of its own, as the Trainer's checkpoints do.
             base: folder or name of the base model; None: where the model was loaded from.
         """
+        self.config.toroidal = {**self.config.toroidal, "progress": _progress_of(self)}  # type: ignore[arg-type]
         known = base or self.config.toroidal.get("base") or self.config._name_or_path
         if whole or (whole is None and (not known or "state_dict" in kwargs)):
             forget_differences(save_directory)

@@ -51,9 +51,11 @@ def attend_eager(
             if allowed is not None:
                 rows = allowed if allowed.shape[-2] == 1 else allowed[..., first:last, :]
                 scores = scores.masked_fill(~rows, -math.inf)
+            none = (scores == -math.inf).all(-1)
+            scores = scores.masked_fill(none[..., None], 0)
             logs = scores.logsumexp(-1)
-            weights = (scores - logs.masked_fill(logs == -math.inf, 0)[..., None]).exp()
-            return F.dropout(weights, dropout).to(value.dtype) @ value, logs
+            weights = (scores - logs[..., None]).exp().masked_fill(none[..., None], 0)
+            return F.dropout(weights, dropout).to(value.dtype) @ value, logs.masked_fill(none, -math.inf)
 
         given = (query_BHNX[:, :, first:last], key_BHMX, value_BHMY)
         blocked = query_BHNX.shape[2] > _QUERIES and torch.is_grad_enabled()
@@ -140,6 +142,9 @@ def merge(outputs: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
 
     Where no set had a key for a query, its output is 0 and its logarithm -inf.
     """
+    none = (logs == -math.inf).all(-2)  # log-sum-exp of nothing has no gradient, but NaN
+    logs = logs.masked_fill(none[..., None, :], 0)
     whole = logs.logsumexp(-2)
-    share = (logs - whole.masked_fill(whole == -math.inf, 0)[..., None, :]).exp()
-    return (share[..., None].to(outputs.dtype) * outputs).sum(-3), whole
+    share = (logs - whole[..., None, :]).exp().masked_fill(none[..., None, :], 0)
+    merged = (share[..., None].to(outputs.dtype) * outputs).sum(-3)
+    return merged, whole.masked_fill(none, -math.inf)

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from .attention import Places, toroidal_attention
 from .over_ranks import check_no_dropout, check_no_padding, current_shards
 from .ring import toroidal_ring_attention
-from .rotary import ring_frequencies, turn_by_place
-from .settings import ToroidalSettings
+from .rotary import ring_turns, turn_by_place
+from .settings import ToroidalSettings, settings_of
 from .terms import TorusTerms
 
 
@@ -30,7 +30,7 @@ class ToroidalAttention(nn.Module):
         For settings that do not fit the heads.
     """
 
-    angles: Tensor
+    turns: Tensor
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ToroidalAttention(nn.Module):
         **options: object,
     ) -> None:
         super().__init__()
-        settings = settings or ToroidalSettings(**options)  # type: ignore[arg-type]
+        settings = settings_of(settings, options)
         groups = num_heads if num_key_value_heads is None else num_key_value_heads
         if hidden_size % num_heads or num_heads % groups:
             raise ValueError(
@@ -63,8 +63,10 @@ class ToroidalAttention(nn.Module):
         self.o_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.torus = TorusTerms(num_heads, self.head_dim, settings)
         self.torus.set_progress(1.0)
-        angles = ring_frequencies(self.head_dim // 2, settings.period).float()
-        self.register_buffer("angles", angles, persistent=False)
+        turns = ring_turns(self.head_dim // 2, settings.period)
+        self.register_buffer(
+            "turns", turns, persistent=False
+        )  # whole numbers: no type of the model rounds them
 
     def forward(self, hidden_BNC: Tensor, present_BN: Tensor | None = None) -> Tensor:
         """`present_BN`: bool, False for padding, which nobody attends to; None: there is none.
@@ -78,7 +80,9 @@ class ToroidalAttention(nn.Module):
         )
         places = self._places(hidden_BNC, present_BN)
         if self.rotary is not None:
-            query, key = (turn_by_place(each, places.query, self.angles) for each in (query, key))
+            query, key = (
+                turn_by_place(each, places.query, self.turns, self.settings.period) for each in (query, key)
+            )
         platters = self._attend(query, key, value, places)
         return self.o_proj(self.torus.fuse(platters).flatten(3).transpose(1, 2).flatten(2))
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .attention import Places, attend_pairs, flash_takes, pairs_of_platters, union_of_platters
+from .attention import Places, as_autocast, attend_pairs, flash_takes, pairs_of_platters, union_of_platters
 from .kernels import attend_eager, attend_flash, merge
 from .settings import ToroidalSettings
 from .shards import SequenceShards
@@ -50,6 +50,7 @@ def ring_attention(
         If the tokens are not a rank's share of the sequence.
     """
     attend = partial(_attend_plain, scale=scale)
+    query_BHNX, key_BGNX, value_BGNX = as_autocast(query_BHNX, key_BGNX, value_BGNX)
     output, _ = _go_round(query_BHNX, key_BGNX, value_BGNX, None, attend, shards, causal)
     return output
 
@@ -74,6 +75,7 @@ def toroidal_ring_attention(
     def attend(pairs: Tensor, key: Tensor, value: Tensor, strength: Any, places: Places) -> Any:
         return attend_pairs(pairs, key, value, strength, settings, places, scale=scale)
 
+    query_BHNX, key_BGNX, value_BGNX = as_autocast(query_BHNX, key_BGNX, value_BGNX)
     pairs_BPNX, lambda_BPN = pairs_of_platters(query_BHNX, terms, settings)
     output, log = _go_round(pairs_BPNX, key_BGNX, value_BGNX, lambda_BPN, attend, shards, causal)
     return union_of_platters(output, log, terms, settings.platters)

@@ -21,17 +21,16 @@ def turn_between(query_NY: Tensor, own: int, other: int, platters: int) -> Tenso
     return turn(query_NY, 2 * math.pi * (own - other) / platters)
 
 
-def ring_frequencies(num_pairs: int, period: int, base: float = 10000.0) -> Tensor:
-    """Angles a token, float64 (pairs,): base^(-m / pairs), moved to a whole number of turns a period.
+def ring_turns(num_pairs: int, period: int, base: float = 10000.0) -> Tensor:
+    """Turns a period, int64 (pairs,): of angles base^(-m / pairs) a token, rounded to whole numbers.
 
     A frequency below half a turn a period becomes 0: it cannot come round.
     """
     usual = base ** (-torch.arange(num_pairs, dtype=torch.float64) / num_pairs)
-    step = 2 * math.pi / period
-    return (usual / step).round() * step
+    return (usual * period / (2 * math.pi)).round().long()
 
 
-def turn_by_place(heads_BHNX: Tensor, places: Tensor, angles: Tensor) -> Tensor:
-    """Turn each token by its place times the `angles` (X / 2,); places int64, (N,) or (B, N)."""
-    angle = places[..., None].float() * angles
+def turn_by_place(heads_BHNX: Tensor, places: Tensor, turns: Tensor, period: int) -> Tensor:
+    """Turn each token by its place: so many `turns` (X / 2,) a period; places int64, (N,) or (B, N)."""
+    angle = (places[..., None] * turns).remainder(period).float() * (2 * math.pi / period)
     return turn(heads_BHNX, angle if places.ndim == 1 else angle[:, None])

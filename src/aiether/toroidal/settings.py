@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 Distance = Literal["chordal", "triangle", "harmonics"]
@@ -88,3 +88,22 @@ class ToroidalSettings:
                 f"platter_rotary turns pairs of dimensions, and a platter has {head_dim // self.platters}: "
                 "choose fewer platters, or leave it out"
             )
+
+
+def settings_of(settings: ToroidalSettings | None, options: dict[str, object]) -> ToroidalSettings:
+    """The settings, given whole or as options.
+
+    Raises
+    ------
+    ValueError
+        If both are given, or an option is none.
+    """
+    if settings is not None and options:
+        raise ValueError(
+            f"settings are given whole, and {', '.join(options)} beside them: give one of the two"
+        )
+    names = [each.name for each in fields(ToroidalSettings)]
+    unknown = [name for name in options if name not in names]
+    if unknown:
+        raise ValueError(f"{unknown[0]} is no setting of a torus; there are {', '.join(names)}")
+    return settings or ToroidalSettings(**options)  # type: ignore[arg-type]

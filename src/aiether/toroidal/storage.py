@@ -85,7 +85,7 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     ValueError
         If the folder is neither, or the base model is not the one that it was written for.
     """
-    from .decoders import register_toroidal, retrofit, set_progress
+    from .decoders import register_toroidal, retrofit
 
     folder = Path(folder)
     if not (folder / RECORD).is_file():
@@ -112,10 +112,9 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     layers, progress, base = held.pop("layers"), held.pop("progress"), held.pop("base")
     retrofit(model, layers=layers, **held)
     model.config.toroidal = {**model.config.toroidal, "base": base}
-    absent = model.load_state_dict(changed, strict=False).unexpected_keys
+    absent = model.load_state_dict(changed, strict=False).unexpected_keys  # and each layer's progress
     assert not absent, absent
-    if progress:
-        set_progress(model, progress)
+    model.config.toroidal = {**model.config.toroidal, "progress": progress}
     return model
 
 
