@@ -52,7 +52,8 @@ class Arm:
             use_cache=False,
         )
         dtype = torch.bfloat16 if given.device == "cuda" else torch.float32
-        self.model: Any = PhiForCausalLM(config).to(given.device, dtype)
+        self.model: Any = PhiForCausalLM(config)
+        self.model.to(given.device, dtype)
         if options is not None:
             aiether.retrofit(self.model, layers=[0], **options)
             set_progress(self.model, 1.0)
