@@ -92,7 +92,12 @@ def compare(
 
 def _divergences(base_TV: Tensor, model_TV: Tensor) -> Tensor:
     """D(base || model) of each prediction: float64 (T - 1,), on the CPU."""
-    base, other = (logits[:-1].float().log_softmax(-1) for logits in (base_TV, model_TV))
+    return token_divergences(base_TV[:-1], model_TV[:-1]).cpu().double()
+
+
+def token_divergences(base_TV: Tensor, model_TV: Tensor) -> Tensor:
+    """D(base || model) of distributions by their logits (..., V), in nats: float32 (...)."""
+    base, other = (logits.float().log_softmax(-1) for logits in (base_TV, model_TV))
     parts = base.exp() * (base - other)
     # An entry that the base has masked adds 0 * (-inf), which would be NaN.
-    return parts.masked_fill(base.isneginf(), 0.0).sum(-1).cpu().double()
+    return parts.masked_fill(base.isneginf(), 0.0).sum(-1)

@@ -3,7 +3,7 @@
 from ._budget import Replan, Spent, StepBudget
 from ._checkpoint import Checkpoint, CheckpointStore
 from ._fault import OutOfMemory, RunFault, disk_full, is_disk_full
-from ._files import whole_folder, write_json
+from ._files import sync_file, whole_folder, write_json
 from ._grow import grow
 from ._grow_report import FunctionChange, GrowthReport
 from ._growth_callback import GrowthCallback
@@ -50,6 +50,7 @@ __all__ = [
     "is_disk_full",
     "raise_interrupts",
     "read_mapping",
+    "sync_file",
     "whole_folder",
     "without_progress_bars",
     "write_json",

@@ -50,9 +50,10 @@ def adapter_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-def merge_adapters(model: nn.Module) -> None:
-    """Add what the adapters learned to the weights, and take the adapters out, in place."""
+def remove_adapters(model: nn.Module, *, merge: bool) -> None:
+    """Take the adapters out, in place; with `merge` what they learned is added to the weights first."""
     for name, layer in adapter_layers(model):
-        layer.merge()
+        if merge:
+            layer.merge()
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, layer.get_base_layer())

@@ -27,6 +27,7 @@ from aiether.training.generate import find_device
 from .config import TuneConfig
 from .job import told_terms
 from .loop import Tuned, tune
+from .order import shuffled
 
 Variant = Literal["torus", "adapters", "untouched", "random_swap"]
 _FROM_TRAINING = ("steps", "transfer_steps", "batch_size", "accumulation", "lr", "bf16", "seed")
@@ -167,12 +168,8 @@ def _batches(config: TrainConfig, data: PackedData, train_size: int | None) -> A
         raise ValueError(f"train_size is {count}, and the text holds {len(windows)} windows: lower it")
 
     def batch(number: int) -> Tensor:
-        drawn = []
-        for index in range(number * config.batch_size, (number + 1) * config.batch_size):
-            epoch, at = divmod(index, count)
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed * 7919 + epoch))
-            drawn.append(windows[int(order[at])]["input_ids"])
-        return torch.stack(drawn)
+        order = shuffled(number, config.batch_size, count, config.seed * 7919)
+        return torch.stack([windows[index]["input_ids"] for index in order])
 
     return batch
 

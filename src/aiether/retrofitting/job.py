@@ -18,12 +18,14 @@ from aiether.data.prepare import silent
 from aiether.evaluation import sum_losses, text_windows
 from aiether.integrations import hold, write_json
 from aiether.toroidal import retrofit, torus_terms
-from aiether.training.evaluate import TOKENIZER_FILES, check_ids
+from aiether.training.evaluate import check_ids
+from aiether.training.halting import copy_tokenizer
 
 from .config import TuneConfig
 from .inputs import RetrofitJob, TextWindows, load_base, read_windows
 from .loop import Tuned, tune
 from .memory import MemoryEstimate, estimate_memory
+from .order import shuffled
 from .suggest import compare
 
 SUMMARY, STATE = "retrofit.json", "state"
@@ -94,7 +96,7 @@ def run_retrofit(
             lines=tuple(told_terms(model)),
         )
         model.save_pretrained(folder, whole=True if job.trust_remote_code else None)
-        _copy_tokenizer(job, folder)
+        copy_tokenizer(job.model, Path(job.model), job.tokenizer, folder)
         shutil.rmtree(folder / STATE, ignore_errors=True)
         _write_summary(folder, found, tuned)
     return found
@@ -104,18 +106,14 @@ def told_terms(model: Any) -> list[str]:
     """The terms that training ended with, a line for each layer: a gate of 0 is no torus."""
     lines = []
     for layer, terms in zip(model.config.toroidal["layers"], torus_terms(model), strict=True):
-        settings, progress = terms.settings, float(terms.progress)
         with torch.no_grad():
-            shift = terms.lambda_shift.float()
-            factor = torch.exp(math.log(settings.lambda_range) * torch.tanh(shift))
-            strength = progress * settings.lambda_distance * factor
-            line = (
-                f"layer {layer}: gate {progress * settings.gate:.2f}, lambda {strength.min():.2f} to "
-                f"{strength.max():.2f}"
-            )
-            if terms.cross_shift is not None:
-                cross = settings.cross + settings.cross_range * torch.tanh(terms.cross_shift.float())
-                line += f", cross {cross.min():.2f} to {cross.max():.2f}"
+            strength, cross = terms.strength(terms.lambda_shift), terms.cross()
+        line = (
+            f"layer {layer}: gate {float(terms.progress) * terms.settings.gate:.2f}, lambda "
+            f"{strength.min():.2f} to {strength.max():.2f}"
+        )
+        if terms.settings.platters > 1:
+            line += f", cross {cross.min():.2f} to {cross.max():.2f}"
         lines.append(line)
     return lines
 
@@ -149,12 +147,9 @@ def _tune(
 
     def batch(number: int) -> Tensor:
         """Windows in an order that is new in every epoch."""
-        drawn = []
-        for index in range(number * size, number * size + size):
-            epoch, at = divmod(index, len(places))
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            drawn.append(places[int(torch.randperm(len(places), generator=generator)[at])])
-        ids_BT = torch.stack([ids for ids, _ in text_windows(text.tokens, iter(drawn))])
+        order = shuffled(number, size, len(places), config.seed * 1_000_003)
+        drawn = (places[index] for index in order)
+        ids_BT = torch.stack([ids for ids, _ in text_windows(text.tokens, drawn)])
         check_ids(ids_BT, model)
         return ids_BT
 
@@ -164,15 +159,6 @@ def _tune(
             report(row)
 
     return tune(model, batch, config, state_dir=folder / STATE, about=about, report=told)
-
-
-def _copy_tokenizer(job: RetrofitJob, folder: Path) -> None:
-    source = Path(job.tokenizer or job.model)
-    if source.is_file():
-        shutil.copyfile(source, folder / "tokenizer.json")
-    for name in (*TOKENIZER_FILES, "special_tokens_map.json", "merges.txt", "vocab.bpe"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def _write_summary(folder: Path, found: Retrofitted, tuned: Tuned) -> None:

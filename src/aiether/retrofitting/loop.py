@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from aiether.integrations import write_json
+from aiether.integrations import sync_file, write_json
 from aiether.toroidal import attention_modules, set_progress, torus_terms
 
-from .adapters import adapter_layers, add_adapters, merge_adapters
+from .adapters import adapter_layers, add_adapters, remove_adapters
 from .config import TuneConfig
 from .losses import transfer_loss, tuning_loss
 
@@ -75,7 +74,7 @@ def tune(
             if state_dir is not None and (step + 1) % config.save_interval == 0:
                 loop.save(state_dir, tuned, step + 1)
         set_progress(model, 1.0)
-        merge_adapters(model)
+        remove_adapters(model, merge=True)
     finally:
         loop.leave()
     return tuned
@@ -164,10 +163,7 @@ class _Loop:
 
     def leave(self) -> None:
         """The model as a user had it: types of the weights, what wants gradients, mode, checkpointing."""
-        for name, _ in list(adapter_layers(self.model)):  # interrupted: what they learned is in the state
-            parent, _, own = name.rpartition(".")
-            layer = self.model.get_submodule(name)
-            setattr(self.model.get_submodule(parent), own, layer.get_base_layer())
+        remove_adapters(self.model, merge=False)  # interrupted: what they learned is in the state
         for name, parameter in self.model.named_parameters():
             if name in self.stored:
                 parameter.data = parameter.data.to(self.stored[name])
@@ -190,8 +186,7 @@ class _Loop:
         path = folder / f"{step:08d}-{TENSORS}"
         partial = path.with_name(path.name + ".partial")
         save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        sync_file(partial)
         partial.replace(path)
         record = {"step": step, "tensors": path.name, "settings": self._settings(), "rows": tuned.rows}
         write_json(folder / STATE, record)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aiether.evaluation.compare import token_divergences
 from aiether.toroidal import attention_modules
 
 from .before import as_before
@@ -61,5 +62,4 @@ def tuning_loss(
 
 def mean_divergence(before_BTV: Tensor, now_BTV: Tensor) -> Tensor:
     """KL(before || now) in nats, mean over tokens, float32."""
-    before, now = (torch.log_softmax(each.float(), -1) for each in (before_BTV, now_BTV))
-    return F.kl_div(now.flatten(0, -2), before.flatten(0, -2), log_target=True, reduction="batchmean")
+    return token_divergences(before_BTV, now_BTV).mean()

@@ -87,20 +87,27 @@ class TorusTerms(nn.Module):
 
     def forward(self, query_BHNX: Tensor) -> Terms:
         """The terms for queries; `lambda_BHN` of each of them where lambda depends on the token."""
-        settings, progress = self.settings, self.progress
         shift = self.lambda_shift.float()[None, :, None]
         if self.lambda_token is not None:
             unit_BHNX = F.normalize(query_BHNX.float(), dim=-1)
             shift = shift + torch.einsum("bhnx,hx->bhn", unit_BHNX, self.lambda_token.float())
-        factor = torch.exp(math.log(settings.lambda_range) * torch.tanh(shift))
-        cross = query_BHNX.new_full((self.num_heads,), settings.cross, dtype=torch.float32)
-        if self.cross_shift is not None:
-            cross = cross + settings.cross_range * torch.tanh(self.cross_shift.float())
         return Terms(
-            gate=progress * settings.gate,
-            lambda_BHN=progress * settings.lambda_distance * factor,
-            cross_H=cross + progress.log(),
+            gate=self.progress * self.settings.gate,
+            lambda_BHN=self.strength(shift),
+            cross_H=self.cross() + self.progress.log(),
         )
+
+    def strength(self, shift: Tensor) -> Tensor:
+        """Lambda of the given shifts, float32 of their shape, in its bounds and at the present progress."""
+        factor = torch.exp(math.log(self.settings.lambda_range) * torch.tanh(shift.float()))
+        return self.progress * self.settings.lambda_distance * factor
+
+    def cross(self) -> Tensor:
+        """Beta of each head at progress 1, float32 (H,), within its bounds."""
+        target = self.lambda_shift.new_full((self.num_heads,), self.settings.cross, dtype=torch.float32)
+        if self.cross_shift is None:
+            return target
+        return target + self.settings.cross_range * torch.tanh(self.cross_shift.float())
 
     def fuse(self, platters_BHNDY: Tensor) -> Tensor:
         """Mix a token's platters, (B, H, N, D, head_dim / D): Omega = I at progress 0.

@@ -128,7 +128,7 @@ def teach_halting(
             raise ValueError("the model's losses are not finite: its training diverged; take an earlier one")
         with whole_folder(directory) as folder:
             _write(model, stored, folder)
-            _copy_tokenizer(path, model_dir, tokenizer, folder)
+            copy_tokenizer(path, model_dir, tokenizer, folder)
             rows = _rows(model.float(), tokens, held_out, batch_size)
     except torch.OutOfMemoryError as error:
         raise ValueError(
@@ -201,7 +201,7 @@ def _write(model: LahrForCausalLM, stored: dict[str, torch.dtype], folder: Path)
         model.save_pretrained(folder)
 
 
-def _copy_tokenizer(path: str | Path, model_dir: Path, given: str | None, folder: Path) -> None:
+def copy_tokenizer(path: str | Path, model_dir: Path, given: str | None, folder: Path) -> None:
     """The tokenizer that the text was read with, where it lies on this disk."""
     source = Path(given) if given is not None else model_dir
     if source.is_file():
