@@ -8,10 +8,10 @@ norm that LAHR takes where no gradient is needed. All arms of a shape are in mem
 a figure is the median over rounds. Training is forward, backward and fused AdamW; on CUDA in bfloat16 with
 blocks and the output head compiled and replayed as CUDA graphs, as `aiether train --bf16 --compile` does.
 Prefill and generation run in bfloat16 on CUDA, with thresholds calibrated on random tokens; rows have
-different prompts and draw their tokens. Decoding is generating without its first tokens, in three ways
-(`_decoding.py`): without compiling, with a static cache (on CUDA compiled and replayed as CUDA graphs, in
-every arm), and that compiled step alone. FLOPs are those of the closed form that the tests compare with a
-count.
+different prompts and draw their tokens. Prefill is measured as it is and, on CUDA, with compiled blocks.
+Decoding is generating without its first tokens, in three ways (`_decoding.py`): without compiling, with a
+static cache (on CUDA compiled and replayed as CUDA graphs, in every arm), and that compiled step alone.
+FLOPs are those of the closed form that the tests compare with a count.
 
 Static decoding compiles once for each arm and size, most of its time, which is printed. A smaller run:
 --decoding_only --shapes 1 --decode static step --arms dense baseline mod_only full
@@ -74,6 +74,7 @@ class Arm:
         device: str,
         *,
         inference: bool = False,
+        compiled: bool = True,
         cuda_graphs: bool = False,
     ) -> None:
         self.shape, self.device = shape, device
@@ -93,7 +94,7 @@ class Arm:
         if inference:
             self.calibrate()
         self.model.to(dtype).train(not inference)
-        if device == "cuda" and not inference:
+        if device == "cuda" and compiled:
             compile_blocks(self.model, family_of(self.model), cuda_graphs=cuda_graphs)
         if not inference:
             self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
@@ -150,7 +151,7 @@ def in_turns(arms: dict[str, Arm], name: str, rounds: int, times: int) -> dict[s
     works = {arm: getattr(each, name) for arm, each in arms.items()}
     device = next(iter(arms.values())).device
     for work in works.values():
-        for _ in range(3 if name in ("train", "trunk") else 1):
+        for _ in range(3):  # compiled graphs are recorded with the second call
             work()
     found: dict[str, list[float]] = {arm: [] for arm in arms}
     for _ in range(rounds):
@@ -173,16 +174,30 @@ def measure(result: dict[str, Any], settings: argparse.Namespace, write: Callabl
         del arms
         if device == "cuda":
             torch.cuda.empty_cache()
-    arms = {name: Arm(each, shape, device, inference=True) for name, each in chosen.items()}
+        if device == "cuda":
+            arms = {
+                name: Arm(each, shape, device, inference=True, cuda_graphs=settings.cuda_graphs)
+                for name, each in chosen.items()
+            }
+            prefill(result, arms, "prefill, compiled", settings)
+            write()
+            del arms
+            torch.cuda.empty_cache()
+    arms = {name: Arm(each, shape, device, inference=True, compiled=False) for name, each in chosen.items()}
     note_size(result, arms)
     if not settings.decoding_only:
-        seen = in_turns(arms, "prefill", settings.rounds, settings.times)
-        note(result, "prefill", seen, next(iter(arms.values())).tokens)
+        prefill(result, arms, "prefill", settings)
         write()
     for batch, prompt in settings.sizes:
         for way in settings.decode:
             decode(result, arms, way, batch, prompt, settings)
             write()
+
+
+def prefill(result: dict[str, Any], arms: dict[str, Arm], label: str, settings: argparse.Namespace) -> None:
+    """Logit-free passes over whole windows, of all arms."""
+    seen = in_turns(arms, "prefill", settings.rounds, settings.times)
+    note(result, label, seen, next(iter(arms.values())).tokens)
 
 
 def decode(

@@ -217,10 +217,10 @@ def _study_table(study: Any) -> str:
 def speed_tables() -> str:
     """LAHR models against the dense one: how much faster each is, beside the quotient of FLOPs."""
     parts = []
-    for device in ("cuda", "cpu"):
-        result = _read(f"adaptive_speed_{device}")
+    for run, what in (("cuda", ""), ("cuda_static", ", decoding with static caches"), ("cpu", "")):
+        result = _read(f"adaptive_speed_{run}")
         place = result.get("gpu") or f"{result['machine']['cores']} cores of {result['machine']['cpu']}"
-        parts += [f"On {place}:", *(_speed(*each) for each in result["shapes"].items())]
+        parts += [f"On {place}{what}:", *(_speed(*each) for each in result["shapes"].items())]
     return "\n\n".join(parts)
 
 
