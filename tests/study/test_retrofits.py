@@ -12,6 +12,7 @@ import torch
 from tests.study.fakes import Silent
 from tests.study.test_spec import study
 
+from aiether.retrofitting.arm_settings import arm_settings
 from aiether.study.arms import retrofit_of
 from aiether.study.cell import Outcome, run_cell
 from aiether.study.check import check_spec
@@ -66,6 +67,8 @@ def content(tmp_path: Path) -> dict[str, Any]:
             "torus": {},
             "four": {"retrofit": {"platters": 4}},
             "swap": {"retrofit": {"variant": "random_swap", "layers": None}},
+            "identity": {"retrofit": {"variant": "identity", "platters": 4, "layers": None}},
+            "suggested": {"retrofit": {"suggest_layers": 1, "layers": None}},
         },
     )
 
@@ -85,25 +88,47 @@ def test_a_study_trains_one_model_and_goes_on_where_it_stopped(
     workers = InTurn()
     result = run_study(spec, folder, Silent(), backend=lambda threads: workers)
     assert (result.status, result.failures) == ("finished", {})
-    assert len(workers.done) == 10 - 3, "the base model and three runs were there"
+    assert len(workers.done) == 14 - 3, "the base model and three runs were there"
     found = json.loads((folder / "results.json").read_text())
     losses = {entry["condition"]: [row["metric"] for row in entry["cells"]] for entry in found["arms"]}
     assert found["arms"][3]["settings"] == {"platters": 4}
     assert len(set(losses["untouched"])) == 1, "seeds change nothing where nothing is done"
+    assert losses["identity"] == losses["untouched"], "a conversion that stands at 0 is none"
     for name in ("adapters", "torus", "four", "swap"):
         assert len(set(losses[name])) == 2
     cell = folder / "cells/torus/1-seed0"
     rows = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6, 6]
     assert rows[0]["eval_loss"] == pytest.approx(losses["untouched"][0], abs=1e-6), "it begins as it was"
-    told, swap = (
+    told, swap, suggested = (
         json.loads((folder / "cells" / name / "1-seed0/retrofit.json").read_text())
-        for name in ("torus", "swap")
+        for name in ("torus", "swap", "suggested")
     )
+    assert (told["layers"], swap["layers"]) == ([0], [0, 1])
+    assert len(suggested["layers"]) == 1
     assert swap["trained_parameters"] > 2 * 4 * 16 * 16 > told["trained_parameters"]
     assert told["terms"][0].startswith("layer 0: gate 0.50, lambda")
     assert (folder / "base" / "final" / "model.safetensors").is_file()
     assert not list(folder.glob("cells/*/*/state"))
+
+
+def test_the_pairs_of_platters_count_among_the_flops(content: dict[str, Any]) -> None:
+    spec = spec_from(content)
+    config = check_spec(spec)["torus"]
+    plain_attention = 3 * 4 * config.context_length * config.n_embd
+    added = {
+        name: arm_settings(retrofit_of(spec, name) or {}).flops_per_token(config) / plain_attention
+        for name in spec.all_conditions()
+    }
+    assert added == {
+        "adapters": 0,
+        "untouched": 0,
+        "identity": 0,
+        "torus": 2**2 - 1,
+        "four": 4**2 - 1,
+        "swap": 2 * (2**2 - 1),
+        "suggested": 2**2 - 1,
+    }
 
 
 def test_a_specification_comes_back_and_conditions_override(content: dict[str, Any]) -> None:
@@ -119,10 +144,12 @@ def test_a_specification_comes_back_and_conditions_override(content: dict[str, A
         ({"pretrain": None}, "belong together"),
         ({"budget": {"tokens": 5000}}, "has one in steps"),
         ({"retrofit": {"layers": [2]}}, r"layers is \[2\]: from 0 to 1"),
+        ({"retrofit": {"layers": [0], "suggest_layers": 1}}, "give one of the two"),
+        ({"retrofit": {"suggest_layers": 3}}, "choose from 1 to 2"),
         ({"retrofit": {"platters": 3}}, "does not divide"),
         ({"retrofit": {"lamda": 3}}, "no setting 'lamda'"),
         ({"retrofit": {"steps": 3}}, "no setting 'steps'"),
-        ({"retrofit": {"variant": "all"}}, "adapters, untouched, random_swap"),
+        ({"retrofit": {"variant": "all"}}, "adapters, untouched, identity, random_swap"),
         ({"pretrain": {"n_embd": 32, "max_steps": 5}}, "n_embd is not the pretrained model's"),
         ({"pretrain": {"max_steps": 5, "n_heads": 2}}, "pretrain: unknown"),
     ],

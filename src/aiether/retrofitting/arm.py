@@ -6,9 +6,8 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,82 +23,14 @@ from aiether.training.config import TrainConfig, write_config
 from aiether.training.environment import environment
 from aiether.training.generate import find_device
 
-from .config import TuneConfig
+from .arm_settings import ArmSettings, arm_settings, tuning_of
 from .job import told_terms
 from .loop import Tuned, tune
 from .order import shuffled
+from .suggest import cheapest, layer_costs
 
-Variant = Literal["torus", "adapters", "untouched", "random_swap"]
-_FROM_TRAINING = ("steps", "transfer_steps", "batch_size", "accumulation", "lr", "bf16", "seed")
-"""Of the tuning: given by the study's base, budget and seed."""
-
-
-@dataclass(frozen=True)
-class ArmSettings:
-    """What a condition's `retrofit` says; fields of `ToroidalSettings` and `TuneConfig` stand beside these.
-
-    Attributes
-    ----------
-    variant: `torus`; or a control: `adapters`, the same tuning without a torus; `untouched`, none at all;
-        `random_swap`, as the reference did it: attention of the layers with random weights, on the torus
-        from the first step.
-    layers: which; None: all.
-    transfer: share of the steps that are layer-wise transfer.
-    train_size: windows that are tuned on, over and over; None: all there are.
-    """
-
-    variant: Variant = "torus"
-    layers: tuple[int, ...] | None = None
-    transfer: float = 0.33
-    train_size: int | None = None
-    settings: ToroidalSettings = field(default_factory=ToroidalSettings)
-    tuning: Mapping[str, Any] = field(default_factory=dict)
-
-
-def arm_settings(given: Mapping[str, Any]) -> ArmSettings:
-    """A condition's `retrofit` as plain values.
-
-    Raises
-    ------
-    ValueError
-        Naming a setting that is unknown, that the study gives itself, or that cannot be.
-    """
-    own = {each.name for each in fields(ArmSettings)} - {"settings", "tuning"}
-    torus = {each.name for each in fields(ToroidalSettings)}
-    tuned = {each.name for each in fields(TuneConfig)} - {*_FROM_TRAINING, "save_interval"}
-    unknown = sorted(given.keys() - own - torus - tuned)
-    if unknown:
-        raise ValueError(
-            f"retrofit has no setting {unknown[0]!r}; there are {', '.join(sorted(own | torus | tuned))}"
-        )
-    plain = {name: given[name] for name in own & given.keys()}
-    if plain.get("layers") is not None:
-        plain["layers"] = tuple(plain["layers"])
-    if plain.get("variant", "torus") not in get_args(Variant):
-        raise ValueError(f"variant is {plain['variant']!r}: choose one of {', '.join(get_args(Variant))}")
-    if not 0 <= plain.get("transfer", 0) <= 1:
-        raise ValueError(f"transfer is {plain['transfer']}: a share of the steps from 0 to 1 is meant")
-    settings = ToroidalSettings(**{name: given[name] for name in torus & given.keys()})
-    return ArmSettings(**plain, settings=settings, tuning={n: given[n] for n in tuned & given.keys()})
-
-
-def tuning_of(arm: ArmSettings, config: TrainConfig) -> TuneConfig:
-    """The tuning: its form from the condition, its budget from the study."""
-    assert config.max_steps is not None
-    transfer = 0 if arm.variant in ("adapters", "random_swap") else round(arm.transfer * config.max_steps)
-    chosen: dict[str, Any] = dict(arm.tuning)
-    if arm.variant == "random_swap":
-        chosen |= {"ramp": 0.0, "tune": "full", "kl_weight": 0.0}
-    return TuneConfig(
-        **chosen,
-        transfer_steps=transfer,
-        steps=config.max_steps - transfer,
-        batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        lr=config.lr,
-        bf16=config.bf16,
-        seed=config.seed,
-    )
+_SAMPLE = 8
+"""Windows on which layers are compared where some are suggested."""
 
 
 def run_arm(folder: Path, config: TrainConfig, given: Mapping[str, Any], base: Path) -> None:
@@ -119,9 +50,9 @@ def run_arm(folder: Path, config: TrainConfig, given: Mapping[str, Any], base: P
         with without_progress_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True)
         model.to(find_device(config.device)).eval()
-        records = _Records(folder, config, data, model)
+        records = _Records(folder, config, data, model, arm)
         records.evaluated(0, model, 0.0)
-        layers = arm.layers if arm.layers is not None else tuple(range(model.config.num_hidden_layers))
+        layers = _layers(arm, config, model, data)
         started = time.perf_counter()
         tuned = _changed(arm, config, model, layers, data, folder)
         elapsed_s = time.perf_counter() - started
@@ -139,6 +70,9 @@ def _changed(
     """Convert the model as the variant says, and tune it."""
     if arm.variant == "untouched":
         return Tuned()
+    if arm.variant == "identity":
+        retrofit(model, layers=layers, settings=arm.settings)
+        return Tuned()
     settings = arm.settings
     if arm.variant == "adapters":
         settings = ToroidalSettings(platters=1, lambda_distance=0.0, token_lambda=False)
@@ -148,6 +82,17 @@ def _changed(
     retrofit(model, layers=layers, settings=settings)
     batches = _batches(config, data, arm.train_size)
     return tune(model, batches, tuning_of(arm, config), state_dir=folder / "state")
+
+
+def _layers(arm: ArmSettings, config: TrainConfig, model: Any, data: PackedData) -> tuple[int, ...]:
+    """The layers that are converted; those suggested cost least on a few windows of the training text."""
+    if arm.layers is not None:
+        return arm.layers
+    if arm.suggest_layers is None:
+        return tuple(range(model.config.num_hidden_layers))
+    windows = TokenWindows(data.train, config.context_length, config.seed)
+    sample = [windows[index]["input_ids"][None] for index in range(min(_SAMPLE, len(windows)))]
+    return tuple(cheapest(layer_costs(model, sample, arm.settings), arm.suggest_layers))
 
 
 def _draw_anew(model: Any, layers: tuple[int, ...]) -> None:
@@ -177,16 +122,19 @@ def _batches(config: TrainConfig, data: PackedData, train_size: int | None) -> A
 class _Records:
     """What a run leaves behind, in the form of `aiether train`."""
 
-    def __init__(self, folder: Path, config: TrainConfig, data: PackedData, model: Any) -> None:
+    def __init__(
+        self, folder: Path, config: TrainConfig, data: PackedData, model: Any, arm: ArmSettings
+    ) -> None:
         self.folder, self.config = folder, config
         self.bytes_per_token, self.depth = data.bytes_per_token, model.config.num_hidden_layers
         count = config.eval_batches * config.batch_size
         self.windows = TokenWindows(data.validation, config.context_length, None, count)
-        self.flops_per_step = tokens_per_step(config) * flops_per_token(model.config, config.context_length)
+        per_token = flops_per_token(model.config, config.context_length) + arm.flops_per_token(config)
+        self.flops_per_step = tokens_per_step(config) * per_token
         self.rows: list[dict[str, Any]] = []
 
     def evaluated(self, step: int, model: Any, elapsed_s: float) -> None:
-        """An evaluation on the validation windows; FLOPs are those of the model without its torus."""
+        """An evaluation on the validation windows; FLOPs are of the model's own passes, not its teacher's."""
         counted = ((self.windows[index]["input_ids"], 1) for index in range(len(self.windows)))
         began = time.perf_counter()
         batch, bf16 = self.config.batch_size, self.config.bf16
@@ -219,7 +167,9 @@ class _Records:
         kept = ("eval_loss", "bits_per_byte", "tokens", "flops", "elapsed_s")
         result |= {name: last[name] for name in kept}
         terms = told_terms(model) if getattr(model.config, "toroidal", None) else []
-        write_json(self.folder / "retrofit.json", {"trained_parameters": tuned.trained, "terms": terms})
+        toroidal = getattr(model.config, "toroidal", None) or {}
+        told = {"trained_parameters": tuned.trained, "layers": toroidal.get("layers", []), "terms": terms}
+        write_json(self.folder / "retrofit.json", told)
         write_json(self.folder / "result.json", result)
         write_json(self.folder / "summary.json", {"status": "finished"})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from aiether.data import PackedData
 from aiether.evaluation import flops_per_token, measure_flops_per_token
 from aiether.growth.blank import without_weights
-from aiether.retrofitting.arm import arm_settings, tuning_of
+from aiether.retrofitting.arm_settings import arm_settings, tuning_of
 from aiether.training.arms import model_settings, tokens_per_step, windows
 from aiether.training.config import TrainConfig
 from aiether.training.length import course_of
@@ -93,8 +93,7 @@ def _check_retrofits(spec: StudySpec, configs: Mapping[str, TrainConfig]) -> Non
             arm = arm_settings(retrofit_of(spec, name) or {})
             tuning_of(arm, config)
             arm.settings.check_head(pretrain.n_embd // pretrain.n_head)
-            if any(not 0 <= layer < pretrain.n_layer for layer in arm.layers or ()):
-                raise ValueError(f"layers is {list(arm.layers or ())}: from 0 to {pretrain.n_layer - 1}")
+            arm.check_layers(pretrain.n_layer)
             for setting in ("arch", "n_layer", "n_head", "n_embd", "context_length", "vocab_size"):
                 if getattr(config, setting) != getattr(pretrain, setting):
                     raise ValueError(f"{setting} is not the pretrained model's: leave it to base")
@@ -139,10 +138,21 @@ def check_arms(spec: StudySpec, configs: Mapping[str, TrainConfig], data: Packed
                 "metric is bits_per_byte, and how many bytes the tokens stand for is not known: give text, "
                 "or the tokens' tokenizer, or take metric: eval_loss"
             )
-        arms[name] = Arm(name, config, shapes(config, data.vocab_size))
+        arms[name] = Arm(name, config, _with_torus(spec, name, config, shapes(config, data.vocab_size)))
     for name, arm in arms.items():
         check_claims(name, spec.all_conditions()[name].claims, arm, arms)
     return arms
+
+
+def _with_torus(
+    spec: StudySpec, condition: str, config: TrainConfig, models: tuple[Shape, ...]
+) -> tuple[Shape, ...]:
+    """The models of an arm, with what a conversion adds to a token's FLOPs."""
+    given = retrofit_of(spec, condition)
+    if given is None:
+        return models
+    added = arm_settings(given).flops_per_token(config)
+    return tuple(replace(each, flops_per_token=each.flops_per_token + added) for each in models)
 
 
 def shapes(config: TrainConfig, vocab_size: int) -> tuple[Shape, ...]:

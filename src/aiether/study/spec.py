@@ -102,7 +102,7 @@ class StudySpec:
     allow_identical_arms: two conditions may be the same, to see what the method itself adds (nothing).
     pretrain, retrofit: of a study of retrofitted models. The model of `base` is trained once, with the
         settings that `pretrain` changes, before anything else; each run then begins from it, converts and
-        tunes it as `retrofit` and its condition say (see `aiether.retrofitting.arm.ArmSettings`), within the
+        tunes it as `retrofit` and its condition say (see `aiether.retrofitting.arm_settings`), within the
         budget.
     presets: name -> changes of this specification, as in `--preset cpu`.
     """
