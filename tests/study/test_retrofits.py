@@ -11,7 +11,9 @@ import pytest
 import torch
 from tests.study.fakes import Silent
 from tests.study.test_spec import study
+from transformers import AutoModelForCausalLM
 
+import aiether
 from aiether.retrofitting.arm_settings import arm_settings
 from aiether.study.arms import retrofit_of
 from aiether.study.cell import Outcome, run_cell
@@ -61,6 +63,7 @@ def content(tmp_path: Path) -> dict[str, Any]:
         base={**base, **shape, **where, "dropout": 0.0, "lr": 0.01},
         pretrain={"max_steps": 30, "eval_interval_steps": 15},
         retrofit={"layers": [0], "platters": 2, "period": 16, "train_size": 40},
+        keep_models=True,
         conditions={
             "adapters": {"retrofit": {"variant": "adapters"}},
             "untouched": {"retrofit": {"variant": "untouched"}},
@@ -109,6 +112,13 @@ def test_a_study_trains_one_model_and_goes_on_where_it_stopped(
     assert swap["trained_parameters"] > 2 * 4 * 16 * 16 > told["trained_parameters"]
     assert told["terms"][0].startswith("layer 0: gate 0.50, lambda")
     assert (folder / "base" / "final" / "model.safetensors").is_file()
+    ids = torch.arange(20, 52)[None]
+    base = AutoModelForCausalLM.from_pretrained(folder / "base/final").eval()
+    kept = aiether.load(folder / "cells/torus/1-seed0/final").eval()
+    with torch.no_grad():
+        kept, base = kept(input_ids=ids).logits, base(input_ids=ids).logits
+    assert not torch.equal(kept, base)
+    assert (folder / "cells/torus/1-seed0/final/toroidal.safetensors").is_file()
     assert not list(folder.glob("cells/*/*/state"))
 
 

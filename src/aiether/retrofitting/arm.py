@@ -33,12 +33,15 @@ _SAMPLE = 8
 """Windows on which layers are compared where some are suggested."""
 
 
-def run_arm(folder: Path, config: TrainConfig, given: Mapping[str, Any], base: Path) -> None:
+def run_arm(
+    folder: Path, config: TrainConfig, given: Mapping[str, Any], base: Path, *, keep_model: bool = False
+) -> None:
     """Convert and tune the model in `base`, and write the records of a run; goes on where it was stopped.
 
     Args:
         config: the study's settings: data, windows, batches, learning rate, steps, seed.
         given: the condition's `retrofit`.
+        keep_model: write the model too, to `final/`; the folder says in what it differs from `base`.
     """
     arm = arm_settings(given)
     data = prepare(config)
@@ -56,6 +59,8 @@ def run_arm(folder: Path, config: TrainConfig, given: Mapping[str, Any], base: P
         started = time.perf_counter()
         tuned = _changed(arm, config, model, layers, data, folder)
         elapsed_s = time.perf_counter() - started
+        if keep_model:
+            model.save_pretrained(folder / "final")
         records.finish(model, tuned, elapsed_s)
 
 

@@ -49,7 +49,7 @@ def run_cell(
     with _log(folder):
         try:
             if retrofit is not None:
-                return _retrofitted(folder, config, retrofit, Path(base))
+                return _retrofitted(folder, config, retrofit, Path(base), keep_models)
             (warmth or Warmth()).warm_up(config, folder.parent)
             begun = (folder / "config.yaml").is_file()
             result = job.resume(folder, report=False) if begun else job.train(config, report=False)
@@ -68,10 +68,12 @@ def base_of(study_dir: Path) -> Path:
     return study_dir.resolve() / "base" / "final"
 
 
-def _retrofitted(folder: Path, config: TrainConfig, given: Mapping[str, Any], base: Path) -> Outcome:
+def _retrofitted(
+    folder: Path, config: TrainConfig, given: Mapping[str, Any], base: Path, keep_model: bool
+) -> Outcome:
     from aiether.retrofitting.arm import run_arm
 
-    run_arm(folder, config, given, base)
+    run_arm(folder, config, given, base, keep_model=keep_model)
     return Outcome("finished")
 
 

@@ -1,0 +1,131 @@
+"""The rows of a toroidal study on other texts, with both evaluators.
+
+    aiether study run toroidal_table --preset gpu --set dataset_path=... --output_dir TABLE
+    python benchmarks/toroidal_rows.py TABLE --tokenizer DIR --texts wikitext-2=test.txt wikipedia=valid.txt
+
+The study has to keep its models (keep_models: true). Each of them and the one that it began with is
+evaluated on each text: documents joined, windows side by side, every token once. On the first text the
+legacy evaluator stands beside it, lines padded to 256 tokens and padding counted, with labels shifted once
+and twice: numbers to hold against the reference's own, nothing else. Writes
+benchmarks/results/toroidal_rows.json after every model; models that it holds already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from _machine import about
+from aiether.training.evaluate import evaluate
+from aiether.training.legacy import evaluate_legacy
+
+RESULT = Path(__file__).parent / "results" / "toroidal_rows.json"
+BASE = "before"
+
+
+def models(study: Path) -> dict[tuple[str, int], Path]:
+    """Each kept model by arm and seed; the one that the study began with is `before`, of no seed."""
+    found = {(BASE, -1): study / "base" / "final"}
+    for path in sorted(study.glob("cells/*/*/final")):
+        found[path.parts[-3], int(path.parts[-2].rpartition("seed")[2])] = path
+    return found
+
+
+def row(path: Path, settings: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one model."""
+    common: dict[str, Any] = {"device": settings.device, "tokenizer": settings.tokenizer}
+    found: dict[str, Any] = {"perplexity": {}, "loss": {}, "legacy": {}}
+    for name, text in settings.texts.items():
+        seen = evaluate(
+            path,
+            dataset_path=text,
+            context_length=settings.context_length,
+            batch_size=settings.batch_size,
+            parity_tokens=0,
+            **common,
+        )
+        found["perplexity"][name], found["loss"][name] = seen.perplexity, seen.loss
+    first = next(iter(settings.texts.values()))
+    for label, twice in (("single shift", False), ("double shift", True)):
+        legacy = evaluate_legacy(
+            path,
+            dataset_path=first,
+            double_shift=twice,
+            lines=settings.legacy_lines,
+            context_length=min(256, settings.context_length),
+            batch_size=settings.batch_size,
+            **common,
+        )
+        found["legacy"][label] = legacy.legacy_exp
+    return found
+
+
+def show(content: dict[str, Any]) -> str:
+    """A table: means over seeds."""
+    texts = list(content["texts"])
+    columns = [
+        *(f"perplexity, {name}" for name in texts),
+        f"legacy, {texts[0]}",
+        "legacy, labels shifted twice",
+    ]
+    lines = [f"| arm | seeds | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
+    for arm in dict.fromkeys(each["arm"] for each in content["rows"]):
+        rows = [each for each in content["rows"] if each["arm"] == arm]
+        numbers = [fmean(each["perplexity"][name] for each in rows) for name in texts]
+        numbers += [
+            fmean(each["legacy"][label] for each in rows) for label in ("single shift", "double shift")
+        ]
+        lines.append(f"| {arm} | {len(rows)} | {' | '.join(f'{number:,.2f}' for number in numbers)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--texts", nargs="+", required=True, help="NAME=PATH")
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--context_length", type=int, default=512)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument(
+        "--legacy_lines", type=int, help="the first so many lines of the first text; default all"
+    )
+    parser.add_argument("--seeds", type=int, help="at most so many of each arm")
+    parser.add_argument("--commit", help="where the tree is no git checkout")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    settings = parser.parse_args()
+    settings.texts = dict(each.split("=", 1) for each in settings.texts)
+    content: dict[str, Any] = {
+        **about(seeds=[], commit=settings.commit),
+        "study": settings.study.name,
+        "texts": list(settings.texts),
+        "context_length": settings.context_length,
+        "legacy_lines": settings.legacy_lines,
+        "rows": [],
+    }
+    if settings.out.exists():
+        earlier = json.loads(settings.out.read_text(encoding="utf-8"))
+        alike = ("study", "texts", "context_length", "legacy_lines")
+        if any(earlier[name] != content[name] for name in alike):
+            raise SystemExit(
+                f"{settings.out} holds rows of another study or text: move it away, or choose --out"
+            )
+        content["rows"] = earlier["rows"]
+    held = {(each["arm"], each["seed"]) for each in content["rows"]}
+    for (arm, seed), path in models(settings.study).items():
+        if (arm, seed) in held or (settings.seeds is not None and seed >= settings.seeds):
+            continue
+        content["rows"].append({"arm": arm, "seed": seed, **row(path, settings)})
+        content["seeds"] = sorted({each["seed"] for each in content["rows"]} - {-1})
+        print(arm, seed, content["rows"][-1]["perplexity"], flush=True)
+        settings.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(show(content))
+
+
+if __name__ == "__main__":
+    main()
