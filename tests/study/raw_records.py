@@ -119,6 +119,8 @@ def _time(text: str) -> tuple[float, float]:
 
 
 def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    if np.ptp(values) == 0:  # scipy's interval of nothing is NaN
+        return float(values[0]), float(values[0])
     low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
     return float(low), float(high)
 

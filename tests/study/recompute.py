@@ -52,7 +52,10 @@ def _arms(study: Study) -> None:
     for row in study.tables["What each arm is"]:
         runs = list(study.of(row["condition"], float(row["length"])).values())
         study.same(row["learning rate"], *{run.lr for run in runs})
-        first, last = runs[0].rows[0], runs[0].rows[-2:]
+        first = next((each for each in runs[0].rows if each["tokens"]), None)
+        if first is None:  # an arm that trains nothing has no cost to find out
+            continue
+        last = runs[0].rows[-2:]
         study.same(row["layers"], *dict.fromkeys((first["depth"], last[-1]["depth"])))
         costs = {first["flops"] / first["tokens"]: None}
         before = next(each for each in reversed(runs[0].rows) if each["tokens"] < last[-1]["tokens"])
@@ -123,7 +126,7 @@ def _comparisons(study: Study) -> None:
 
 
 def _savings(study: Study) -> None:
-    for row in study.tables["Cost of the same loss"]:
+    for row in study.tables.get("Cost of the same loss", []):
         arm, _, baseline = row["comparison"].partition(" against ")
         found = at_equal_loss(study, arm, baseline, row["cost"]).values()
         inside = [each for each in found if each and not each.beyond]
@@ -144,7 +147,7 @@ def _savings(study: Study) -> None:
 
 
 def _equal_cost(study: Study) -> None:
-    for row in study.tables["At equal cost"]:
+    for row in study.tables.get("At equal cost", []):
         arm, _, baseline = row["comparison"].partition(" − ")
         found = at_equal_cost(study, arm, baseline, row["at equal"]).values()
         gaps = [gap for gap in found if gap is not None]
