@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.families import FAMILY_TABLE, FamilyCase
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import aiether
 from aiether.evaluation import check_conformance
@@ -147,6 +149,51 @@ def test_a_conversion_can_be_undone() -> None:
     assert model.config.to_dict() == {**plain.config.to_dict(), "architectures": ["LlamaForCausalLM"]}
     with torch.no_grad():
         assert torch.equal(model(tokens()).logits, plain(tokens()).logits)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_undone_it_attends_by_what_it_had(implementation: str) -> None:
+    model = LLAMA.build(depth=2)
+    model.set_attn_implementation(implementation)
+    restore(aiether.retrofit(model, layers=[0]))
+    assert model.config._attn_implementation == model.model.config._attn_implementation == implementation
+
+
+def test_copied_and_pickled_it_is_the_same_model() -> None:
+    model = converted(progress=0.5)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 - our own bytes
+        assert type(again) is type(model)
+        assert type(again.config) is type(model.config)
+        assert again.config.toroidal == model.config.toroidal
+        with torch.no_grad():
+            assert torch.equal(again(tokens()).logits, model(tokens()).logits)
+            set_progress(again, 1.0)
+            assert not torch.equal(again(tokens()).logits, model(tokens()).logits), "a model of its own"
+        assert type(restore(again)) is type(LLAMA.build(depth=1))
+
+
+class Careful(LlamaForCausalLM):
+    """A family that keeps a part of itself in single precision."""
+
+    _keep_in_fp32_modules_strict = ["norm"]  # noqa: RUF012 - as transformers declares it
+
+
+def test_what_a_family_keeps_in_single_precision_stays_so(tmp_path: Path) -> None:
+    model: Any = aiether.retrofit(Careful(LLAMA.build(depth=2).config), layers=[0])
+    model.save_pretrained(tmp_path, whole=True)
+    half = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    single = {name for name, p in half.named_parameters() if p.dtype == torch.float32}
+    assert single == {name for name in half.state_dict() if "norm" in name or "torus." in name} - {
+        "model.layers.0.self_attn.torus.progress"
+    }
+    assert Careful._keep_in_fp32_modules_strict == ["norm"]
+
+
+def test_other_classes_of_a_family_do_not_hide_its_decoder(tmp_path: Path) -> None:
+    converted().save_pretrained(tmp_path)
+    shape: Any = LLAMA.build(depth=2).config
+    aiether.retrofit(LlamaForSequenceClassification(LlamaConfig(**shape.to_dict())), layers=[0])
+    assert torch.equal(aiether.load(tmp_path).eval()(tokens()).logits, converted()(tokens()).logits)
 
 
 def test_progress_and_a_second_conversion_are_checked() -> None:

@@ -76,16 +76,20 @@ def retrofit(
     made = [(attention, _terms(attention, settings)) for attention in attention_modules(model, layers)]
     for attention, terms in made:
         _attach(attention, terms)
+    before = model.config._attn_implementation
     model.set_attn_implementation(IMPLEMENTATION)
     model.config.__class__ = config_class
     model.config.toroidal = {"layers": sorted(layers), "progress": 0.0, **asdict(settings)}
     model.__class__ = model_class
     model.config.architectures = [model_class.__name__]
+    model._attention_before = before  # type: ignore[assignment]
     return model
 
 
 def restore(model: PreTrainedModel) -> PreTrainedModel:
     """Undo `retrofit`, in place: the plain class without the terms; weights that training moved stay moved.
+
+    The attention implementation is the one that it had; of a model that was loaded as a whole, SDPA.
 
     Raises
     ------
@@ -96,12 +100,12 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError("the model has no toroidal layer: there is nothing to restore")
     for attention in attention_modules(model, model.config.toroidal["layers"]):
         del attention.torus
-    plain_class: Any = type(model).__mro__[2]  # behind the class made for it, and ToroidalDecoder
-    del model.config.toroidal
+    plain_class, before = _plain_class(type(model)), model._attention_before
+    del model.config.toroidal, model._attention_before
     model.config.__class__ = plain_class.config_class
     model.config.architectures = [plain_class.__name__]
     model.__class__ = plain_class
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(before)
     return model
 
 
@@ -136,8 +140,8 @@ def torus_terms(model: nn.Module) -> Iterator[TorusTerms]:
 class ToroidalDecoder:
     """What is mixed into a model's class."""
 
-    _keep_in_fp32_modules_strict = ["torus"]  # noqa: RUF012 - as transformers declares it
     config: Any
+    _attention_before: str
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         config._attn_implementation = IMPLEMENTATION
@@ -149,6 +153,12 @@ class ToroidalDecoder:
             _attach(attention, _terms(attention, settings))
         if progress:
             set_progress(self, progress)  # type: ignore[arg-type]
+        self._attention_before = "sdpa"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """For pickle and copy, which cannot find a class that was made on the fly by its name."""
+        _, _, *state = super().__reduce_ex__(max(2, protocol))
+        return _blank_model, (_plain_class(type(self)),), *state
 
     def save_pretrained(
         self,
@@ -255,23 +265,55 @@ def check_architecture(model: PreTrainedModel) -> None:
             )
 
 
+def _plain_class(model_class: type) -> Any:
+    """The class that a toroidal one was made of."""
+    order = model_class.__mro__
+    return order[order.index(ToroidalDecoder) + 1]
+
+
+def _blank_model(plain: type[PreTrainedModel]) -> PreTrainedModel:
+    """A toroidal model of a class, without content: pickle fills it."""
+    toroidal_class, _ = _toroidal_classes(plain)
+    return toroidal_class.__new__(toroidal_class)
+
+
+def _blank_config(plain: type[PreTrainedConfig]) -> PreTrainedConfig:
+    config_class = _toroidal_config(plain)
+    return config_class.__new__(config_class)
+
+
+@cache
+def _toroidal_config(plain: Any) -> type[PreTrainedConfig]:
+    """The configuration's class, one for all model classes that share a configuration."""
+
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        _, _, *state = plain.__reduce_ex__(self, max(2, protocol))
+        return _blank_config, (plain,), *state
+
+    added = {
+        "model_type": plain.model_type + _SUFFIX,
+        "toroidal": None,
+        "__annotations__": {"toroidal": dict[str, Any] | None},
+        "__reduce_ex__": reduce,
+    }
+    return type(f"Toroidal{plain.__name__}", (plain,), added)
+
+
 @cache
 def _toroidal_classes(
     model_class: type[PreTrainedModel],
 ) -> tuple[type[PreTrainedModel], type[PreTrainedConfig]]:
     """The classes of a model's toroidal form and its configuration, known to transformers' Auto classes."""
     plain: Any = model_class.config_class
-    model_type = plain.model_type + _SUFFIX
-    added = {
-        "model_type": model_type,
-        "toroidal": None,
-        "__annotations__": {"toroidal": dict[str, Any] | None},
-    }
-    config_class = type(f"Toroidal{plain.__name__}", (plain,), added)
+    model_type, config_class = plain.model_type + _SUFFIX, _toroidal_config(plain)
     toroidal_class: Any = type(
         f"Toroidal{model_class.__name__}",
         (ToroidalDecoder, model_class),
-        {"config_class": config_class, "__module__": __name__},
+        {
+            "config_class": config_class,
+            "_keep_in_fp32_modules_strict": [*(model_class._keep_in_fp32_modules_strict or ()), "torus"],
+            "__module__": __name__,
+        },
     )
     AutoConfig.register(model_type, config_class, exist_ok=True)
     if plain in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[plain] is model_class:
