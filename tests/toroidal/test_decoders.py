@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from tests.families import FAMILY_TABLE, FamilyCase
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaForSequenceClassification
 
 import aiether
 from aiether.evaluation import check_conformance
@@ -179,7 +180,8 @@ class Careful(LlamaForCausalLM):
 
 
 def test_what_a_family_keeps_in_single_precision_stays_so(tmp_path: Path) -> None:
-    model: Any = aiether.retrofit(Careful(LLAMA.build(depth=2).config), layers=[0])
+    shape: Any = LLAMA.build(depth=2).config
+    model: Any = aiether.retrofit(Careful(shape), layers=[0])
     model.save_pretrained(tmp_path, whole=True)
     half = type(model).from_pretrained(tmp_path, dtype=torch.bfloat16)
     single = {name for name, p in half.named_parameters() if p.dtype == torch.float32}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from tests.families import FAMILY_TABLE
 from transformers import AutoModelForCausalLM
@@ -49,14 +51,104 @@ def equal(one: Any, other: Any) -> bool:
 def test_differences_are_all_that_is_stored_and_come_back_bit_by_bit(base: Path, tmp_path: Path) -> None:
     model = retrofitted(base)
     model.save_pretrained(tmp_path / "torus")
-    assert {path.name for path in (tmp_path / "torus").iterdir()} == {"toroidal.json", "toroidal.safetensors"}
-    with safe_open(tmp_path / "torus" / "toroidal.safetensors", "pt") as file:
-        others = {name for name in file.keys() if ".torus." not in name}  # noqa: SIM118 - not a dict
-    assert others == {"model.layers.1.self_attn.q_proj.weight"}
+    assert {path.name for path in (tmp_path / "torus").iterdir()} == {
+        "generation_config.json",
+        "toroidal.json",
+        "toroidal.safetensors",
+    }
+    assert stored(tmp_path / "torus") == {"model.layers.1.self_attn.q_proj.weight"}
     loaded = aiether.load(tmp_path / "torus")
     assert equal(model, loaded)
     loaded.save_pretrained(tmp_path / "again")  # the base is still known
     assert equal(model, aiether.load(tmp_path / "again"))
+
+
+def stored(folder: Path) -> set[str]:
+    """Tensors of the base that a folder of differences holds anew."""
+    with safe_open(folder / "toroidal.safetensors", "pt") as file:
+        return {name for name in file.keys() if ".torus." not in name}  # noqa: SIM118 - not a dict
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("used", [torch.float32, torch.bfloat16])
+def test_another_dtype_than_the_bases_is_no_difference(
+    base: Path, tmp_path: Path, kept: torch.dtype, used: torch.dtype
+) -> None:
+    AutoModelForCausalLM.from_pretrained(base, dtype=kept).save_pretrained(tmp_path / "kept")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "kept", dtype=used)
+    aiether.retrofit(model, layers=[1], platters=2, period=16)
+    set_progress(model, 0.5)
+    model.model.norm.float()  # one of another type, as training in mixed types leaves it
+    attention = model.model.layers[1].self_attn
+    attention.v_proj.float()
+    with torch.no_grad():
+        attention.q_proj.weight.add_(0.1)
+        attention.v_proj.weight.add_(0.1)  # what half precision would round
+    model.save_pretrained(tmp_path / "torus")
+    assert stored(tmp_path / "torus") == {
+        f"model.layers.1.self_attn.{name}_proj.weight" for name in ("q", "v")
+    }
+    loaded: Any = aiether.load(tmp_path / "torus")
+    states = model.state_dict(), loaded.state_dict()
+    assert {n: t.dtype for n, t in states[0].items()} == {n: t.dtype for n, t in states[1].items()}
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    asked: Any = aiether.load(tmp_path / "torus", dtype=torch.float16)
+    assert {p.dtype for n, p in asked.named_parameters() if ".torus." not in n} == {torch.float16}
+
+
+def test_only_the_main_process_writes_and_generation_settings_come_back(base: Path, tmp_path: Path) -> None:
+    model = retrofitted(base)
+    model.generation_config.max_new_tokens = 7
+    for whole in (False, True):
+        model.save_pretrained(tmp_path / "torus", is_main_process=False, whole=whole)
+    assert not list((tmp_path / "torus").glob("*.json*"))
+    model.save_pretrained(tmp_path / "torus", True, safe_serialization=True, max_shard_size="50GB")
+    assert aiether.load(tmp_path / "torus").generation_config.max_new_tokens == 7
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"push_to_hub": True},
+        {"repo_id": "mine"},
+        {"max_shard_size": "1MB"},
+        {"safe_serialization": False},
+        {"variant": "fp16"},
+        {"colour": "red"},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_what_differences_cannot_have_is_refused(base: Path, tmp_path: Path, given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(given))}=.*whole=True"):
+        retrofitted(base).save_pretrained(tmp_path / "torus", **given)
+    assert not (tmp_path / "torus").exists()
+
+
+def test_a_state_of_ones_own_is_compared_too(base: Path, tmp_path: Path) -> None:
+    model = retrofitted(base)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["model.norm.weight"] += 1
+    model.save_pretrained(tmp_path / "torus", state_dict=state, whole=False)
+    assert stored(tmp_path / "torus") == {"model.layers.1.self_attn.q_proj.weight", "model.norm.weight"}
+    assert torch.equal(aiether.load(tmp_path / "torus").model.norm.weight, state["model.norm.weight"])
+
+
+def test_the_hub_gets_a_whole_model(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.utils import hub
+
+    class Api:
+        """What transformers asks of the Hub."""
+
+        def create_repo(self, repo_id: str, **kwargs: Any) -> Any:
+            return SimpleNamespace(repo_id=repo_id)
+
+        def create_commit(self, operations: list[Any], **kwargs: Any) -> set[str]:
+            return {each.path_in_repo for each in operations}
+
+    monkeypatch.setattr(hub, "hf_api", Api)
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *a, **k: ModelCard("---\n---\n"))
+    files: Any = retrofitted(base).push_to_hub("mine/torus")
+    assert files == {"config.json", "generation_config.json", "model.safetensors", "README.md"}
 
 
 def test_whole_folders_come_back_bit_by_bit(base: Path, tmp_path: Path) -> None:

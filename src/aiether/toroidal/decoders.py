@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,7 @@ class ToroidalDecoder:
     def save_pretrained(
         self,
         save_directory: str | Path,
+        is_main_process: bool = True,
         *,
         whole: bool | None = None,
         base: str | None = None,
@@ -171,17 +172,34 @@ class ToroidalDecoder:
         """Store what differs from the base model, for `aiether.load`, or the whole model.
 
         Args:
+            is_main_process: as transformers has it; differences are written by the main process alone.
             whole: everything, as transformers does. None: where the base is not known, and where the caller
                 brings a state of its own, as the Trainer's checkpoints do.
             base: folder or name of the base model; None: where the model was loaded from.
+            kwargs: further ones of transformers, for the whole model.
+
+        Raises
+        ------
+        ValueError
+            For an argument that a folder of differences cannot have, such as `push_to_hub`, and for a base
+            that is not this model's.
         """
         self.config.toroidal = {**self.config.toroidal, "progress": _progress_of(self)}  # type: ignore[arg-type]
         known = base or self.config.toroidal.get("base") or self.config._name_or_path
         if whole or (whole is None and (not known or "state_dict" in kwargs)):
-            forget_differences(save_directory)
-            super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
-        else:
-            save_differences(self, save_directory, base)
+            if is_main_process:
+                forget_differences(save_directory)
+            super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
+        elif is_main_process:
+            save_differences(self, save_directory, base, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Upload the whole model, as transformers does: a base that lies in a folder is not on the Hub."""
+        self.save_pretrained = partial(self.save_pretrained, whole=True)  # which transformers calls
+        try:
+            return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            del self.save_pretrained
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, TorusTerms):

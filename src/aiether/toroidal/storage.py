@@ -1,7 +1,9 @@
 """A retrofitted model on disk: what differs from the model that it was made of, or everything.
 
 A folder of differences holds `toroidal.json` and `toroidal.safetensors`: the base model's name, a fingerprint
-of the tensors that were taken from it, and every tensor that the base does not have or has otherwise.
+of the tensors that were taken from it, and every tensor that the base does not have or has otherwise. One
+that is the base's in another type is not among them: the base is loaded in the type of most numbers of the
+model, and tensors that have other types are cast, as the record says.
 """
 
 from __future__ import annotations
@@ -9,29 +11,57 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
 RECORD, TENSORS = "toroidal.json", "toroidal.safetensors"
 """The record is written last: without it a folder is not complete."""
+_AS_WRITTEN: dict[str, Any] = {
+    "push_to_hub": False,
+    "max_shard_size": "50GB",
+    "safe_serialization": True,
+    "variant": None,
+    "token": None,
+    "save_peft_format": True,
+    "save_original_format": True,
+    "distributed_checkpoint": False,
+}
+"""Arguments of transformers' `save_pretrained`, and what holds of them in a folder of differences."""
 
 
-def save_differences(model: Any, folder: str | Path, base: str | None = None) -> None:
+def save_differences(
+    model: Any,
+    folder: str | Path,
+    base: str | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+    **asked: Any,
+) -> None:
     """Write what differs from the base model, which is loaded anew and compared tensor by tensor.
 
     Args:
         base: its folder or name; None: where the model was loaded from.
+        state_dict: whole; None: the model's own.
+        asked: further arguments of transformers' `save_pretrained`.
 
     Raises
     ------
     ValueError
-        If the base is not known, or is another architecture.
+        If the base is not known, or is another architecture, or for an argument that only a whole model has.
     """
+    for name, value in asked.items():
+        if name not in _AS_WRITTEN or value != _AS_WRITTEN[name]:
+            raise ValueError(
+                f"save_pretrained was given {name}={value!r}, which is for whole models: what differs from a "
+                "base is one file in a folder; leave it out, or save the whole model with whole=True"
+            )
     base = base or model.config.toroidal.get("base") or model.config._name_or_path
     if not base:
         raise ValueError(
@@ -39,8 +69,9 @@ def save_differences(model: Any, folder: str | Path, base: str | None = None) ->
             "differences from: give base=, or save the whole model with save_pretrained(folder, whole=True)"
         )
     base = _place(base)
-    state = _tensors(model)
-    before = _tensors(AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True))
+    state = _tensors(model, state_dict)
+    dtype = _main_dtype(state)
+    before = _tensors(AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True))
     missing = before.keys() - state.keys()
     if missing:
         raise ValueError(
@@ -48,17 +79,20 @@ def save_differences(model: Any, folder: str | Path, base: str | None = None) ->
             "was made of"
         )
     changed = {name: tensor for name, tensor in state.items() if not _equal(tensor, before.get(name))}
-    kept = sorted(before.keys() - changed.keys())
     folder = Path(folder)
     if (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds a whole model: choose another folder for what differs from one")
     folder.mkdir(parents=True, exist_ok=True)
     forget_differences(folder)
     _replace(folder / TENSORS, lambda path: save_file(changed, path))
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    usual = {name: before[name].dtype if name in before else torch.float32 for name in state}
     record = {
         "base": base,
-        "fingerprint": fingerprint({name: before[name] for name in kept}),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "fingerprint": fingerprint({name: before[name] for name in before.keys() - changed.keys()}),
+        "dtype": _word(dtype),
+        "dtypes": {name: _word(t.dtype) for name, t in state.items() if t.dtype != usual[name]},
         "toroidal": {**model.config.toroidal, "base": base},
     }
     _replace(folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=1), encoding="utf-8"))
@@ -85,19 +119,11 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     ValueError
         If the folder is neither, or the base model is not the one that it was written for.
     """
-    from .decoders import register_toroidal, retrofit
+    from .decoders import retrofit
 
     folder = Path(folder)
     if not (folder / RECORD).is_file():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no model: neither {RECORD} nor config.json is there")
-        held = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not register_toroidal(held.get("model_type")):
-            raise ValueError(
-                f"{folder} holds a model of type {held.get('model_type')!r}, without toroidal layers: load "
-                "it with transformers and call aiether.retrofit on it"
-            )
-        return AutoModelForCausalLM.from_pretrained(folder, **{"use_safetensors": True, **kwargs})
+        return _load_whole(folder, **{"use_safetensors": True, **kwargs})
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     changed = load_file(folder / TENSORS)
     if Path(record["base"]).is_absolute() and not Path(record["base"]).is_dir():
@@ -107,23 +133,41 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         )
     kwargs = {"dtype": record["dtype"], "use_safetensors": True, **kwargs}
     model = AutoModelForCausalLM.from_pretrained(record["base"], **kwargs)
-    _check_base(model, record, changed, kwargs["dtype"])
+    as_saved = _word(_main_dtype(_tensors(model))) == record["dtype"]
+    if as_saved:
+        _check_base(model, record, changed)
     held = dict(record["toroidal"])
     layers, progress, base = held.pop("layers"), held.pop("progress"), held.pop("base")
     retrofit(model, layers=layers, **held)
     model.config.toroidal = {**model.config.toroidal, "base": base}
+    if as_saved:
+        _cast(model, record.get("dtypes", {}))
     absent = model.load_state_dict(changed, strict=False).unexpected_keys  # and each layer's progress
     assert not absent, absent
     model.config.toroidal = {**model.config.toroidal, "progress": progress}
+    if (folder / GENERATION_CONFIG_NAME).is_file() and "generation_config" not in kwargs:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
 
 
-def _check_base(
-    model: PreTrainedModel, record: dict[str, Any], changed: dict[str, Tensor], dtype: Any
-) -> None:
-    """The base must be what it was; at another dtype it cannot be compared, and its names must do."""
+def _load_whole(folder: Path, **kwargs: Any) -> PreTrainedModel:
+    from .decoders import register_toroidal
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no model: neither {RECORD} nor config.json is there")
+    held = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not register_toroidal(held.get("model_type")):
+        raise ValueError(
+            f"{folder} holds a model of type {held.get('model_type')!r}, without toroidal layers: load "
+            "it with transformers and call aiether.retrofit on it"
+        )
+    return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+
+
+def _check_base(model: PreTrainedModel, record: dict[str, Any], changed: dict[str, Tensor]) -> None:
+    """The base must be what it was; one that is asked for in another type cannot be compared."""
     kept = {name: tensor for name, tensor in _tensors(model).items() if name not in changed}
-    if str(dtype).removeprefix("torch.") == record["dtype"] and fingerprint(kept) != record["fingerprint"]:
+    if fingerprint(kept) != record["fingerprint"]:
         raise ValueError(
             f"the base model {record['base']!r} is not the one that was retrofitted: its weights have "
             "another fingerprint; restore it, or retrofit this one anew"
@@ -140,14 +184,37 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _tensors(model: Any) -> dict[str, Tensor]:
+def _tensors(model: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Weights and buffers that are saved; of tied ones the first name."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    return {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items() if name not in tied}
+    held: Mapping[str, Tensor] = model.state_dict() if state is None else state
+    return {name: t.detach().cpu().contiguous() for name, t in held.items() if name not in tied}
 
 
 def _equal(tensor: Tensor, other: Tensor | None) -> bool:
-    return other is not None and tensor.dtype == other.dtype and torch.equal(tensor, other)
+    """Whether it is the other in its own type."""
+    return other is not None and torch.equal(tensor, other.to(tensor.dtype))
+
+
+def _main_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
+    """The floating type of most numbers, terms apart, which are in single precision."""
+    counts: Counter[torch.dtype] = Counter()
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and ".torus." not in name:
+            counts[tensor.dtype] += tensor.numel()
+    return counts.most_common(1)[0][0]
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _cast(model: PreTrainedModel, dtypes: Mapping[str, str]) -> None:
+    """Give tensors the types that they are recorded with, in place."""
+    for name, word in dtypes.items():
+        module, _, own = name.rpartition(".")
+        tensor = getattr(model.get_submodule(module), own)
+        tensor.data = tensor.data.to(getattr(torch, word))
 
 
 def _replace(path: Path, write: Any) -> None:
