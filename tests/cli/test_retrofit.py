@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import aiether
 from aiether.cli import main
+from aiether.compat import finetune_modern
 
 DOOR = Path(__file__).parents[2] / "scripts" / "finetune_modern.py"
 STEPS = [
@@ -141,6 +142,48 @@ def test_mistakes_are_one_line_and_leave_no_model(
     assert len([line for line in told if line.startswith("aiether retrofit:")]) == 1
     assert named in told[-1]
     assert not (tmp_path / "x" / "toroidal.json").exists()
+
+
+NUMBERS = {
+    "val_size": ("0", "-3"),
+    "train_size": ("0",),
+    "epochs": ("-1", "inf"),
+    "context_length": ("1",),
+    "suggest_layers": ("0",),
+    "lambda_distance": ("nan",),
+    "cross": ("inf",),
+    "ramp": ("nan",),
+    "gradient_accumulation_steps": ("0",),
+    "seed": ("-1",),
+}
+DOOR_NUMBERS = {
+    "depth": ("0",),
+    "lambda_distance": ("-1",),
+    "max_length": ("1",),
+    "train_size": ("0",),
+    "val_size": ("0",),
+    "epochs": ("-1",),
+    "learning_rate": ("inf",),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in NUMBERS.items() for v in values])
+def test_numbers_that_cannot_be_are_named_before_anything_is_read(
+    name: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--dataset_path", "none.txt", "--output_dir", "out"]
+    assert main(["retrofit", str(tmp_path), *where, f"--{name}", value]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"aiether retrofit: {name} is {value}")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, values in DOOR_NUMBERS.items() for v in values])
+def test_the_references_door_names_its_own_flags(
+    name: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finetune_modern.main(["--model_name", str(tmp_path), f"--{name}", value]) == 2
+    assert capsys.readouterr().err.startswith(f"finetune_modern.py: {name} is {value}")
 
 
 def test_the_references_door(

@@ -101,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
         "step while they learn, and written as what differs. Stopped, the same command goes on.",
         usage="MODEL",
     )
-    for name in ("dataset_path",) if flags.suggest_layers else ("dataset_path", "output_dir"):
+    for name in ("dataset_path",) if flags.suggest_layers is not None else ("dataset_path", "output_dir"):
         if getattr(flags, name) is None:
             raise ValueError(f"--{name} is missing: {USAGE}")
     from aiether.integrations import raise_interrupts
@@ -122,6 +122,8 @@ def job_of(flags: RetrofitFlags) -> RetrofitJob:
 
     given: dict[str, Any] = {each.name: getattr(flags, each.name) for each in fields(flags)}
     given["accumulation"] = given.pop("gradient_accumulation_steps")
+    if given["accumulation"] < 1:
+        raise ValueError(f"gradient_accumulation_steps is {given['accumulation']}: it must be at least 1")
     given["output_dir"] = given["output_dir"] or ""
     parts: dict[str, Any] = {
         name: kind(**{each.name: given.pop(each.name) for each in fields(kind) if each.name in given})

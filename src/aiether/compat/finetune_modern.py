@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
                 Flags, arguments, "finetune_modern.py", "Fine-tune a model with toroidal attention."
             )
             layers = _layers(flags.layer_indices)
+            _check(flags)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     settings: dict[str, object] = {
@@ -67,6 +69,18 @@ def main(arguments: Sequence[str]) -> int:
     if flags.use_checkpoint:
         words.append("--gradient_checkpointing")
     return command(["retrofit", flags.model_name, "--layers", *layers, *words])
+
+
+def _check(flags: Flags) -> None:
+    """Refused here, by the names that are used here: `aiether retrofit` has others."""
+    for name, least in (("depth", 1), ("max_length", 2), ("train_size", 1), ("val_size", 1)):
+        if getattr(flags, name) < least:
+            raise ValueError(f"{name} is {getattr(flags, name)}: it must be at least {least}")
+    for name in ("epochs", "learning_rate"):
+        if not 0 < getattr(flags, name) < math.inf:
+            raise ValueError(f"{name} is {getattr(flags, name)}: it must be greater than 0")
+    if not 0 <= flags.lambda_distance < math.inf:
+        raise ValueError(f"lambda_distance is {flags.lambda_distance}: it must be 0 or more")
 
 
 def _layers(indices: str) -> list[str]:

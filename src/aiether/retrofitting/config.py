@@ -58,6 +58,10 @@ class TuneConfig:
         for name in ("ramp", "warmup", "kl_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share from 0 to 1 is meant")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed is {self.seed}: it must be 0 to {2**32 - 1}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay}: it must be 0 or more")
         for name in ("lr", "terms_lr", "max_grad_norm", "lora_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,20 @@ class RetrofitJob:
     device: str = "auto"
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("suggest_layers", 1), ("train_size", 1), ("val_size", 1), ("context_length", 2),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(
+                    f"{name} is {value}: it must be at least {least}; leave it out for the default"
+                )
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise ValueError(
+                f"epochs is {self.epochs}: it must be greater than 0; leave it out to count in steps"
+            )
+
 
 @dataclass(frozen=True)
 class TextWindows:
@@ -86,7 +101,7 @@ def read_windows(job: RetrofitJob, model: Any, say: Progress) -> TextWindows:
     tokenizer = text_tokenizer(job.model, Path(job.model), job.tokenizer or _own_tokenizer(job.model))
     tokens = whole_text(config, tokenizer, say).tokens
     places = cut_windows(len(tokens), context_of(model, job.context_length))
-    held = job.val_size or min(64, max(1, len(places) // 10))
+    held = min(64, max(1, len(places) // 10)) if job.val_size is None else job.val_size
     train = len(places) - held if job.train_size is None else job.train_size
     if train < 1 or train + held > len(places):
         raise ValueError(

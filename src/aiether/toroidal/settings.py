@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -64,10 +65,12 @@ class ToroidalSettings:
             raise ValueError(f"window is {self.window}: it must be at least 1, or None for no window")
         if not 0 <= self.gate <= 1:
             raise ValueError(f"gate is {self.gate}: a share from 0 to 1 is meant")
-        if self.lambda_distance < 0 or self.lambda_range < 1 or self.cross_range < 0:
+        for name, least in (("lambda_distance", 0), ("cross_range", 0), ("lambda_range", 1)):
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: a number from {least} upward is meant")
+        if not math.isfinite(self.cross):
             raise ValueError(
-                f"lambda_distance {self.lambda_distance} and cross_range {self.cross_range} must be 0 or "
-                f"more, lambda_range {self.lambda_range} 1 or more"
+                f"cross is {self.cross}: a number is meant; -30 keeps platters apart, 0 lets them be one"
             )
         if self.backend == "flash" and (self.window is not None or self.distance == "triangle"):
             raise ValueError(
