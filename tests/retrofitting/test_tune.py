@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,12 @@ def test_stopped_and_gone_on_with_is_bit_by_bit_the_same(kind: Any, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         tune(model, batch, config, state_dir=tmp_path, report=stop)
     assert model.state_dict().keys() == whole.state_dict().keys(), "no adapter is left in a stopped model"
-    again = toroidal("gpt2")
+    again, state = toroidal("gpt2"), tmp_path / loop.STATE
+    record = json.loads(state.read_text())
+    assert 0 < record["seconds"] < 60
+    state.write_text(json.dumps({**record, "seconds": 1000.0}))
     found = tune(again, batch, config, state_dir=tmp_path)
+    assert 1000 < found.seconds < 1060, "stretches before a stop count too"
     assert found.rows == expected.rows
     assert all(torch.equal(again.state_dict()[name], value) for name, value in whole.state_dict().items())
     with pytest.raises(ValueError, match="other settings"):

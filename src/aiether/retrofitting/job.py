@@ -18,6 +18,7 @@ from aiether.data.prepare import silent
 from aiether.evaluation import sum_losses, text_windows
 from aiether.integrations import hold, write_json
 from aiether.toroidal import retrofit, torus_terms
+from aiether.training._format import duration
 from aiether.training.evaluate import check_ids
 from aiether.training.halting import copy_tokenizer
 
@@ -33,7 +34,10 @@ SUMMARY, STATE = "retrofit.json", "state"
 
 @dataclass(frozen=True)
 class Retrofitted:
-    """What came of it: losses in nats per token on held-out windows, before and afterwards."""
+    """What came of it: losses in nats per token on held-out windows, before and afterwards.
+
+    `seconds` are those of tuning, in all calls that it took.
+    """
 
     path: Path
     layers: tuple[int, ...]
@@ -41,6 +45,7 @@ class Retrofitted:
     after: float
     windows: int
     trained: int
+    seconds: float
     memory: MemoryEstimate
     lines: tuple[str, ...]
 
@@ -48,7 +53,8 @@ class Retrofitted:
         change = math.exp(self.after - self.before) - 1
         return "\n".join(
             [
-                f"{self.path}: layers {', '.join(map(str, self.layers))}; {self.trained:,} numbers trained",
+                f"{self.path}: layers {', '.join(map(str, self.layers))}; {self.trained:,} numbers trained "
+                f"in {duration(self.seconds)}",
                 f"held-out loss, {self.windows} windows: {self.before:.4f} before, {self.after:.4f} after "
                 f"(perplexity {100 * change:+.2f} %)",
                 *self.lines,
@@ -92,6 +98,7 @@ def run_retrofit(
             after=_loss(model, text, tuning, say),
             windows=len(text.held_out),
             trained=tuned.trained,
+            seconds=tuned.seconds,
             memory=memory,
             lines=tuple(told_terms(model)),
         )
@@ -173,6 +180,7 @@ def _write_summary(folder: Path, found: Retrofitted, tuned: Tuned) -> None:
             "loss_after": found.after,
             "windows": found.windows,
             "trained_parameters": found.trained,
+            "seconds": found.seconds,
             "memory_bytes": found.memory.total,
             "terms": found.lines,
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,10 +35,12 @@ class Tuned:
     ----------
     rows: of each step: `step`, `stage`, `progress`, and the losses of its stage in nats per token.
     trained: parameters that were trained.
+    seconds: that it took; those of calls that were stopped count up to their last saved state.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     trained: int = 0
+    seconds: float = 0.0
 
 
 def tune(
@@ -67,8 +70,10 @@ def tune(
     tuned = Tuned(trained=sum(p.numel() for p in loop.trained.values()))
     try:
         first = loop.restore(state_dir, tuned)
+        began = time.perf_counter() - tuned.seconds
         for step in range(first, config.all_steps):
             tuned.rows.append(loop.step(step, batches))
+            tuned.seconds = time.perf_counter() - began
             if report is not None:
                 report(tuned.rows[-1])
             if state_dir is not None and (step + 1) % config.save_interval == 0:
@@ -189,6 +194,7 @@ class _Loop:
         sync_file(partial)
         partial.replace(path)
         record = {"step": step, "tensors": path.name, "settings": self._settings(), "rows": tuned.rows}
+        record["seconds"] = tuned.seconds
         write_json(folder / STATE, record)
         for old in folder.glob(f"*-{TENSORS}"):
             if old != path:
@@ -216,7 +222,7 @@ class _Loop:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.model.device)
-        tuned.rows[:] = record["rows"]
+        tuned.rows[:], tuned.seconds = record["rows"], record.get("seconds", 0.0)
         return int(record["step"])
 
     def _settings(self) -> str:
