@@ -19,6 +19,7 @@ from aiether.study.arms import retrofit_of
 from aiether.study.cell import Outcome, run_cell
 from aiether.study.check import check_spec
 from aiether.study.pool import Order
+from aiether.study.pretraining import pretrain
 from aiether.study.runner import run_study
 from aiether.study.spec import plain, spec_from
 
@@ -139,6 +140,38 @@ def test_the_pairs_of_platters_count_among_the_flops(content: dict[str, Any]) ->
         "swap": 2 * (2**2 - 1),
         "suggested": 2**2 - 1,
     }
+
+
+def test_the_first_models_training_is_seen_from_its_records(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(InTurn):
+        """Trains ten steps whenever somebody waits."""
+
+        steps = 0
+
+        def wait(self, timeout_s: float) -> Sequence[tuple[Order, Outcome]]:
+            (order,) = self._orders
+            if self.steps == 30:
+                return [(order, Outcome("finished"))]
+            self.steps += 10
+            order.folder.mkdir(exist_ok=True)
+            (order.folder / "lineage.json").write_text('{"steps": 30}')
+            with (order.folder / "metrics.jsonl").open("a") as file:
+                file.write(f'{{"step": {self.steps}}}\n')
+            return []
+
+    class Watching(Silent):
+        seen: list[tuple[str, float]] = []  # noqa: RUF012 - one object
+
+        def preparing(self, phase: str, fraction: float) -> None:
+            self.seen.append((phase, fraction))
+
+    monkeypatch.setattr("aiether.study.pretraining._LOOK_S", 0.0)
+    pretrain(spec_from(content), tmp_path, Slow(), Watching())
+    (phase,) = {phase for phase, _ in Watching.seen}
+    assert "the model that the study begins with" in phase
+    assert [share for _, share in Watching.seen] == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 def test_a_specification_comes_back_and_conditions_override(content: dict[str, Any]) -> None:

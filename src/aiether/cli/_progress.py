@@ -34,16 +34,17 @@ def bytes_progress(title: str, console: Console | None = None) -> Iterator[Calla
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _plain(title: str, console: Console) -> Callable[[int, int], None]:
+def _plain(title: str, console: Console, before: int = 0) -> Callable[[int, int], None]:
+    """`before` was done already, by an earlier call: it says nothing of the time that the rest takes."""
     started = last = time.monotonic()
 
     def report(done: int, total: int) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last < PLAIN_INTERVAL_S or not done:
+        if now - last < PLAIN_INTERVAL_S or done <= before:
             return
         last = now
-        left = (now - started) * (total - done) / done
+        left = (now - started) * (total - done) / (done - before)
         console.print(f"{title}: {100 * done / total:.0f} %, about {left:.0f} s left", highlight=False)
 
     return report
@@ -65,7 +66,7 @@ def phase_progress(console: Console | None = None) -> Iterator[Callable[[str, fl
             if phase not in tasks:
                 for task in tasks.values():
                     progress.update(task, visible=False)
-                tasks[phase] = progress.add_task(phase, total=1.0)
+                tasks[phase] = progress.add_task(phase, total=1.0, completed=fraction)  # type: ignore[arg-type]
             progress.update(tasks[phase], completed=fraction)
 
         yield report
@@ -76,7 +77,7 @@ def _plain_phases(console: Console) -> Callable[[str, float], None]:
 
     def report(phase: str, fraction: float) -> None:
         if phase not in reports:
-            reports[phase] = _plain(phase, console)
+            reports[phase] = _plain(phase, console, round(fraction * 1000))
         reports[phase](round(fraction * 1000), 1000)
 
     return report

@@ -12,6 +12,34 @@ from aiether.study.arms import Cell
 from aiether.study.cell import Outcome
 from aiether.training._format import duration
 
+_LINE_S = 60.0
+"""Between two lines on how far a phase is, where there is no terminal."""
+
+
+class _Pace:
+    """How long the rest of a phase takes, by when shares of it were seen to be reached.
+
+    The first one counts for nothing: it may be an earlier call's work, and what began then was no work yet.
+    """
+
+    def __init__(self) -> None:
+        self._share: float | None = None
+        self._first = self._last = (0.0, 0.0)
+
+    def see(self, share: float, now: float) -> None:
+        if self._share is not None and share != self._share:
+            self._last = now, share
+            if self._first == (0.0, 0.0) or share < self._share:
+                self._first = self._last
+        self._share = share
+
+    def left(self, now: float) -> float | None:
+        """Seconds; None until two shares were reached."""
+        (began, first), (reached, last) = self._first, self._last
+        if last <= first:
+            return None
+        return max(0.0, (reached - began) * (1 - last) / (last - first) - (now - reached))
+
 
 class StudyDisplay:
     """Prints to `console`; where that is a terminal, with a live bar below.
@@ -24,7 +52,7 @@ class StudyDisplay:
         self.console, self._clock = console or Console(), clock
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._phase = ""
+        self._phase, self._pace, self._told = "", _Pace(), 0.0
 
     def message(self, text: str) -> None:
         """One line."""
@@ -32,10 +60,24 @@ class StudyDisplay:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def preparing(self, phase: str, fraction: float) -> None:
-        """The data; told once a phase."""
+        """Work before the runs, and the share of it that is done: a bar, or a line now and then."""
+        now = self._clock()
         if phase != self._phase:
-            self._phase = phase
-            self.message(f"data: {phase}")
+            self.close()
+            self._phase, self._pace, self._told = phase, _Pace(), now
+            self.message(phase)
+            if self.console.is_terminal:
+                self._start_bar(1.0)
+        self._pace.see(fraction, now)
+        left = self._pace.left(now)
+        words = "" if left is None else f"about {duration(left)} left"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=fraction, description=f"{fraction:.0%}", left=words)
+        elif words and now - self._told >= _LINE_S:
+            self._told = now
+            self.message(f"{phase}: {100 * fraction:.0f} %, {words}")
+        if fraction >= 1:
+            self.close()
 
     def begin(self, total: Sequence[Cell], done: Sequence[Cell], cost: Callable[[Cell], float]) -> None:
         """A set of runs, of which some are there already."""
@@ -49,11 +91,14 @@ class StudyDisplay:
             there = f", {len(done)} of them there already" if done else ""
             self.message(f"{'tuning' if total[0].tuning else 'study'}: {len(total)} runs{there}")
         if self.console.is_terminal and self._left:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
-            self._progress = Progress(*columns, console=self.console, transient=True)
-            self._progress.start()
-            self._task = self._progress.add_task("", total=self._all, left="")
+            self._start_bar(self._all)
             self.tick()
+
+    def _start_bar(self, total: float) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"))
+        self._progress = Progress(*columns, console=self.console, transient=True)
+        self._progress.start()
+        self._task = self._progress.add_task("", total=total, left="")
 
     def ended(self, cell: Cell, outcome: Outcome, metric: float | None, seconds: float) -> None:
         """A run ended, well or not."""

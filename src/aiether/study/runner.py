@@ -98,8 +98,7 @@ def _train(study: Study, queue: Queue, place: Backend, observer: Observer) -> di
     spec = study.spec
     fingerprint = study.data.fingerprint
     if spec.pretrain is not None:
-        observer.message("training the model that the study begins with")
-        pretrain(spec, study.folder, place)
+        pretrain(spec, study.folder, place, observer)
     check_cells(spec, study.folder, tuning_cells(spec), fingerprint)
     queue.all_of(tuning_cells(spec))
     chosen = choose_rates(spec, study.folder)
@@ -114,7 +113,11 @@ def look_at(
     spec: StudySpec, study_dir: Path, configs: Mapping[str, TrainConfig], observer: Observer
 ) -> Study:
     """Prepare the data, which all arms share, and check every arm's claims on it."""
-    data = prepare(next(iter(configs.values())), progress=observer.preparing)
+
+    def told(phase: str, fraction: float) -> None:
+        observer.preparing(f"data: {phase}", fraction)
+
+    data = prepare(next(iter(configs.values())), progress=told)
     return Study(spec, study_dir, configs, data, check_arms(spec, configs, data))
 
 

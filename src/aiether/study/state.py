@@ -151,14 +151,15 @@ def _cell_state(spec: StudySpec, study_dir: Path, cell: Cell, failed: dict[str, 
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         steps = result["steps"]
         return CellState(cell, "finished", steps, steps, result["elapsed_s"], result[spec.metric])
-    step, total = _progress(folder)
+    step, total = progress_of(folder)
     if is_held(folder):
         return CellState(cell, "running", step, total)
     reason = failed.get(cell.folder)
     return CellState(cell, "stopped" if reason is None else "failed", step, total, reason=reason)
 
 
-def _progress(folder: Path) -> tuple[int, int | None]:
+def progress_of(folder: Path) -> tuple[int, int | None]:
+    """Steps that a run has recorded, and how many it has; None before it has planned them."""
     rows = read_rows(folder / "metrics.jsonl")
     lineage = folder / "lineage.json"
     total = json.loads(lineage.read_text(encoding="utf-8"))["steps"] if lineage.is_file() else None
