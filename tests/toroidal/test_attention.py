@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aiether.toroidal import (
     Places,
@@ -18,6 +19,7 @@ from aiether.toroidal import (
     TorusTerms,
     attend_eager,
     attend_flash,
+    distance,
     merge,
     reference_attention,
     toroidal_attention,
@@ -211,6 +213,34 @@ def test_distance_is_half_at_half_a_period_and_comes_round(kind: Any) -> None:
     assert (far - ring_distance(steps, 16, "triangle")).abs().max() <= (0.11 if kind == "chordal" else exact)
 
 
+class NoDouble(TorchDispatchMode):
+    """A device that lacks float64, as Apple's does; "meta" stands for it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        assert not (isinstance(found, Tensor) and found.is_meta and found.dtype == torch.float64)
+        return found
+
+
+@pytest.mark.parametrize("kind", ["chordal", "triangle", "harmonics"])
+def test_a_device_without_double_precision_gets_the_same_numbers(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = torch.tensor([[0, 1, 7], [2047, 2048, 3_000_001]])
+    expected = ring_distance(places - 5, 2048, kind), ring_waves(places, 2048, kind)
+    monkeypatch.setattr(distance, "_holds_float64", lambda device: device.type != "meta", raising=False)
+    with NoDouble():
+        found = ring_distance(places.to("meta"), 2048, kind), ring_waves(places.to("meta"), 2048, kind)
+    assert [(each.shape, each.dtype) for each in found] == [(each.shape, each.dtype) for each in expected]
+    monkeypatch.setattr(distance, "_holds_float64", lambda device: False)
+    whole = torch.compile(
+        lambda x: (ring_distance(x - 5, 2048, kind), ring_waves(x, 2048, kind)),
+        backend="eager",
+        fullgraph=True,
+    )
+    assert all(torch.equal(*pair) for pair in zip(whole(places), expected, strict=True))
+
+
 def test_waves_of_late_places_are_as_exact_as_of_early_ones() -> None:
     places = torch.arange(16)
     assert torch.equal(ring_waves(places, 16, "harmonics"), ring_waves(places + 16 * 10**9, 16, "harmonics"))
@@ -222,7 +252,7 @@ def test_waves_of_late_places_are_as_exact_as_of_early_ones() -> None:
         ({"platters": 0}, "platters is 0"),
         ({"distance": "far"}, "chordal, triangle, harmonics"),
         ({"gate": 1.5}, "gate is 1.5"),
-        ({"lambda_range": 0.5}, "lambda_range 0.5"),
+        ({"lambda_range": 0.5}, "lambda_range is 0.5"),
         ({"window": 0}, "window is 0"),
         ({"backend": "flash", "distance": "triangle"}, "takes neither"),
     ],

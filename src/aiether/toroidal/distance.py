@@ -7,6 +7,7 @@ A distance in cosines is a sum of products of what each token knows of its own p
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ def ring_distance(steps: Tensor, period: int, kind: Distance) -> Tensor:
     if kind == "triangle":
         wrapped = steps.remainder(period)
         return torch.minimum(wrapped, period - wrapped).float() / period
+    return _in_float64(_distance_in_cosines, steps, period, kind)
+
+
+def _distance_in_cosines(steps: Tensor, period: int, kind: Distance) -> Tensor:
     angle = steps.remainder(period).double() * (2 * math.pi / period)
     weights = cosine_weights(kind)
     return (0.25 - torch.stack([weight * (n * angle).cos() for n, weight in weights]).sum(0)).float()
@@ -38,9 +43,27 @@ def cosine_weights(kind: Distance) -> list[tuple[int, float]]:
 
 def ring_waves(places: Tensor, period: int, kind: Distance) -> Tensor:
     """cos and sin of each harmonic at each place, float32 (..., 2 harmonics), computed in float64."""
+    return _in_float64(_waves, places, period, kind)
+
+
+def _waves(places: Tensor, period: int, kind: Distance) -> Tensor:
     angle = places.remainder(period).double()[..., None] * (2 * math.pi / period)
     order = torch.tensor([n for n, _ in cosine_weights(kind)], device=places.device, dtype=torch.float64)
     return torch.cat([(angle * order).cos(), (angle * order).sin()], dim=-1).float()
+
+
+def _holds_float64(device: torch.device) -> bool:
+    return device.type != "mps"
+
+
+def _in_float64(
+    compute: Callable[[Tensor, int, Distance], Tensor], places: Tensor, period: int, kind: Distance
+) -> Tensor:
+    """What `compute` finds; where a device lacks float64, by a table of one period from the CPU."""
+    if _holds_float64(places.device):
+        return compute(places, period, kind)
+    table = compute(torch.arange(period, device="cpu"), period, kind).to(places.device)
+    return table[places.remainder(period)]
 
 
 def shuffled_places(places: Tensor, period: int, sinks: int) -> Tensor:

@@ -26,8 +26,8 @@ def ring_turns(num_pairs: int, period: int, base: float = 10000.0) -> Tensor:
 
     A frequency below half a turn a period becomes 0: it cannot come round.
     """
-    usual = base ** (-torch.arange(num_pairs, dtype=torch.float64) / num_pairs)
-    return (usual * period / (2 * math.pi)).round().long()
+    usual = base ** (-torch.arange(num_pairs, dtype=torch.float64, device="cpu") / num_pairs)  # MPS has none
+    return (usual * period / (2 * math.pi)).round().long().to(torch.get_default_device())
 
 
 def turn_by_place(heads_BHNX: Tensor, places: Tensor, turns: Tensor, period: int) -> Tensor:
