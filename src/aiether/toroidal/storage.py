@@ -86,7 +86,7 @@ def save_differences(
     forget_differences(folder)
     _replace(folder / TENSORS, lambda path: save_file(changed, path))
     if model.can_generate():
-        model.generation_config.save_pretrained(folder)
+        _replace(folder / GENERATION_CONFIG_NAME, lambda path: _write_generation(model, path))
     usual = {name: before[name].dtype if name in before else torch.float32 for name in state}
     record = {
         "base": base,
@@ -96,6 +96,13 @@ def save_differences(
         "toroidal": {**model.config.toroidal, "base": base},
     }
     _replace(folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=1), encoding="utf-8"))
+
+
+def _write_generation(model: Any, path: Path) -> None:
+    """Generation settings as they are; transformers would refuse some only after a model is all written."""
+    settings = json.loads(model.generation_config.to_json_string())
+    settings.pop("compile_config", None)  # which it does not store either
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def forget_differences(folder: str | Path) -> None:
