@@ -56,12 +56,10 @@ def run_arm(
         records = _Records(folder, config, data, model, arm)
         records.evaluated(0, model, 0.0)
         layers = _layers(arm, config, model, data)
-        started = time.perf_counter()
         tuned = _changed(arm, config, model, layers, data, folder)
-        elapsed_s = time.perf_counter() - started
         if keep_model:
             model.save_pretrained(folder / "final")
-        records.finish(model, tuned, elapsed_s)
+        records.finish(model, tuned)
 
 
 def _changed(
@@ -160,10 +158,10 @@ class _Records:
             }
         )
 
-    def finish(self, model: Any, tuned: Tuned, elapsed_s: float) -> None:
+    def finish(self, model: Any, tuned: Tuned) -> None:
         steps = len(tuned.rows)
         self.rows += [self._trained(row, row["loss" if "loss" in row else "transfer"]) for row in tuned.rows]
-        self.evaluated(steps, model, elapsed_s)
+        self.evaluated(steps, model, tuned.seconds)
         last = self.rows[-1]
         if not math.isfinite(last["eval_loss"]):
             raise ValueError("the loss after tuning is not finite: choose smaller rates")
