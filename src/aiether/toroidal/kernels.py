@@ -7,6 +7,7 @@ the blocks of a ring of devices. PyTorch's fused kernels return the logarithm, b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ def attend_eager(
     key_BHMX: Tensor,
     value_BHMY: Tensor,
     *,
-    allowed: Tensor | None = None,
-    bias: Any = None,
+    allowed: Tensor | Callable[[int, int], Tensor] | None = None,
+    bias: Callable[[int, int], Tensor] | None = None,
     scale: float,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
@@ -35,8 +36,8 @@ def attend_eager(
     Queries are taken in blocks and recomputed for the gradient: memory grows with M, not with N x M.
 
     Args:
-        allowed: bool, broadcast to (B, H, N, M); None: everything. A query that may attend to nothing gets 0
-            and a log-sum-exp of -inf.
+        allowed: bool, broadcast to (B, H, N, M), or f(first, last) -> the same of these queries; None:
+            everything. A query that may attend to nothing gets 0 and a log-sum-exp of -inf.
         bias: f(first, last) -> what is added to the scores of these queries, broadcast to (B, H, queries, M).
         dropout: probability with which a weight is dropped.
     """
@@ -49,7 +50,7 @@ def attend_eager(
             if bias is not None:
                 scores = scores + bias(first, last)
             if allowed is not None:
-                rows = allowed if allowed.shape[-2] == 1 else allowed[..., first:last, :]
+                rows = allowed(first, last) if callable(allowed) else rows_of(allowed, first, last)
                 scores = scores.masked_fill(~rows, -math.inf)
             none = (scores == -math.inf).all(-1)
             scores = scores.masked_fill(none[..., None], 0)
@@ -63,6 +64,11 @@ def attend_eager(
         outputs.append(output)
         logs.append(log)
     return torch.cat(outputs, 2), torch.cat(logs, 2)
+
+
+def rows_of(allowed: Tensor, first: int, last: int) -> Tensor:
+    """A mask's rows for these queries; one that is alike for all has one row."""
+    return allowed if allowed.shape[-2] == 1 else allowed[..., first:last, :]
 
 
 def attend_flash(
