@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 _ALIGNED = 8
 """Fused kernels take heads of a multiple of so many dimensions."""
+_NO_GRADIENT = range(193, 225)
+"""Head sizes that flash kernels have no gradient for on consumer GPUs (compute capability 8.6, 8.9, 12)."""
 _QUERIES = 512
 """Queries that the eager path scores at once."""
 
@@ -81,6 +83,7 @@ def attend_flash(
         causal: the first query sees the first key; N and M are equal then.
     """
     width = max(query_BHNX.shape[-1], value_BGMY.shape[-1] + 1)  # one dimension of values is left free
+    width = _NO_GRADIENT.stop if width in _NO_GRADIENT else width
     width += -width % _ALIGNED
     given = (query_BHNX, key_BGMX, value_BGMY)
     padded = (F.pad(each, (0, width - each.shape[-1])) for each in given)
