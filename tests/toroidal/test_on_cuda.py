@@ -156,10 +156,11 @@ def test_nothing_later_changes_what_came_before_nor_does_the_length(options: dic
     assert not torch.equal(before[:, :, short:], after[:, :, short:])
     asked, told, given = (each[:, :, :short] for each in (query, key, value))
     alone = attend(asked, told, given, terms(asked), places=in_line(short))
-    assert torch.allclose(alone.float(), before[:, :, :short].float(), atol=0.02)
+    assert torch.allclose(alone.float(), before[:, :, :short].float(), atol=0.02, rtol=0.02)
     last, order = query[:, :, -1:], torch.arange(LENGTH, device=DEVICE)
     decoded = attend(last, key, value, terms(last), places=Places(order[-1:], order, causal=False))
-    assert torch.allclose(decoded.float(), before[:, :, -1:].float(), atol=0.02), "decoding goes another path"
+    same = torch.allclose(decoded.float(), before[:, :, -1:].float(), atol=0.02, rtol=0.02)
+    assert same, "decoding goes another path"
 
 
 def forward_and_backward(length: int, **options: Any) -> None:
@@ -228,7 +229,7 @@ def test_a_converted_decoder_is_the_one_that_it_was_and_decodes_what_it_computes
         ones = None if each is None else F.pad(each, (0, 8), value=1)
         whole = model(made.sequences, attention_mask=ones).logits[:, 23:-1].float()
         step_by_step = torch.stack(made.logits, 1).float()
-        assert torch.allclose(step_by_step, whole, atol=0.02 * float(whole.abs().max()))
+        assert torch.allclose(step_by_step, whole, atol=0.05 * float(whole.abs().max()))
 
 
 def test_autocast_trains_a_converted_decoder_on_the_flash_path() -> None:
@@ -247,6 +248,8 @@ def test_autocast_trains_a_converted_decoder_on_the_flash_path() -> None:
 def test_compiled_it_computes_the_same() -> None:
     torch.manual_seed(0)
     module = ToroidalAttention(128, HEADS, num_key_value_heads=GROUPS, platters=2, period=100)
+    for parameter in module.torus.parameters():
+        torch.nn.init.normal_(parameter)
     module.to(DEVICE, torch.bfloat16)
     hidden, found = torch.randn(2, LENGTH, 128).to(DEVICE, torch.bfloat16), []
     for attend in (module, torch.compile(module)):
@@ -254,5 +257,5 @@ def test_compiled_it_computes_the_same() -> None:
         output = attend(hidden)
         output.float().square().sum().backward()
         grads = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-        found.append({"output": output.detach().double(), **grads})
-    assert all(each < 0.05 for each in error(found[1], found[0]).values())
+        found.append({"output": output.detach(), **grads})
+    assert_close(found[1], found[0], 0.05)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from .distance import (
-    cosine_weights,
     in_ring_window,
     platter_distance,
     ring_distance,
     ring_waves,
     shuffled_places,
+    wave_weights,
 )
 from .flex import attend_flex, flex_compiles, flex_takes
 from .kernels import attend_eager, attend_flash, merge, rows_of
@@ -182,8 +182,7 @@ def _with_waves(
     get lambda / 4 more and the others their cosines.
     """
     kind: Distance = "chordal" if settings.distance == "chordal" else "harmonics"
-    weights = [weight for _, weight in cosine_weights(kind)] * 2
-    weights_W = torch.tensor(weights, device=key_BGMX.device)
+    weights_W = wave_weights(kind, key_BGMX.device)
     sink = (places.key < settings.sinks)[..., None]
     key_waves = ring_waves(places.key, settings.period, kind) * ~sink
     query_waves = ring_waves(places.query, settings.period, kind) * weights_W / scale
