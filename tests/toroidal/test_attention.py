@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from aiether.toroidal import (
     Places,
+    ToroidalAttention,
     ToroidalSettings,
     TorusTerms,
     attend_eager,
@@ -272,3 +274,29 @@ def test_a_backend_that_cannot_is_named() -> None:
     terms, (query, key, value) = terms_of(chosen), tensors(4)
     with pytest.raises(ValueError, match="'flex' cannot compute this on cpu"):
         toroidal_attention(query, key, value, terms(query), chosen, in_line(4), scale=0.2)
+
+
+class Largest(TorchDispatchMode):
+    """The entries of the largest tensor that anything made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for each in tree_leaves(made):
+            if isinstance(each, Tensor):
+                self.entries = max(self.entries, each.untyped_storage().nbytes() // each.element_size())
+        return made
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_eager_path_makes_nothing_for_each_pair_of_tokens(
+    padded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiether.toroidal.kernels._QUERIES", 8)
+    length = 600
+    module = ToroidalAttention(16, 1, platters=1, distance="triangle", window=50, period=200, backend="eager")
+    present = torch.arange(length)[None] >= 3 if padded else None
+    with Largest() as largest:
+        module(torch.randn(1, length, 16), present).sum().backward()
+    assert 8 * length <= largest.entries < length * length / 10

@@ -9,21 +9,22 @@ values, N x N each, and the softmax over all platters is put together from their
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .distance import (
-    cosine_weights,
     in_ring_window,
     platter_distance,
     ring_distance,
     ring_waves,
     shuffled_places,
+    wave_weights,
 )
-from .flex import attend_flex
-from .kernels import attend_eager, attend_flash, merge
+from .flex import attend_flex, flex_compiles, flex_takes
+from .kernels import attend_eager, attend_flash, merge, rows_of
 from .rotary import turn_between
 from .settings import Distance, ToroidalSettings
 from .terms import Terms
@@ -36,14 +37,16 @@ class Places:
     Attributes
     ----------
     query, key: int64 (N,) and (M,), or (B, N) and (B, M) where rows begin at different places.
-    allowed: bool, broadcast to (B, H, N, M); None: causal where `causal`, else everything.
+    allowed: bool, broadcast to (B, H, N, M); None: everything. Where `causal` it is that and causal.
     causal: query n sees keys 0 to n; N and M are equal.
+    known_by: equal for equal `query` and `key`, so that what was made of them can be kept; None: not known.
     """
 
     query: Tensor
     key: Tensor
     allowed: Tensor | None = None
     causal: bool = True
+    known_by: Hashable = None
 
 
 def toroidal_attention(
@@ -97,10 +100,9 @@ def attend_pairs(
         query, key = (
             shuffled_places(each, settings.period, settings.sinks) for each in (places.query, places.key)
         )
-        places = Places(query, key, places.allowed, places.causal)
-    if backend == "flash" or (backend == "flex" and settings.distance != "triangle"):
-        pairs_BPNX, key_BGMX = _with_waves(pairs_BPNX, key_BGMX, lambda_BPN, settings, places, scale)
+        places = replace(places, query=query, key=key)
     if backend == "flash":
+        pairs_BPNX, key_BGMX = _with_waves(pairs_BPNX, key_BGMX, lambda_BPN, settings, places, scale)
         return attend_flash(pairs_BPNX, key_BGMX, value_BGMX, causal=places.causal, scale=scale)
     if backend == "flex":
         return attend_flex(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale)
@@ -118,16 +120,17 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
     plain = settings.window is None and settings.distance != "triangle"
     one_block = places.allowed is None and dropout == 0
     flash = plain and one_block and flash_takes(query_BHNX)
-    flex = one_block and query_BHNX.device.type == "cuda"
-    able = {"flash": flash, "flex": flex, "eager": True}
-    if settings.backend == "auto":
-        return next(name for name, can in able.items() if can)
-    if not able[settings.backend] and one_block:
+    able = {"flash": flash, "flex": one_block and flex_takes(query_BHNX), "eager": True}
+    if not able.get(settings.backend, True) and one_block:
         raise ValueError(
             f"backend={settings.backend!r} cannot compute this on {query_BHNX.device.type} in "
-            f"{query_BHNX.dtype}: leave it at 'auto'"
+            f"{query_BHNX.dtype} with {query_BHNX.shape[-1]} dimensions: leave it at 'auto'"
         )
-    return settings.backend if able[settings.backend] else "eager"
+    wanted = able if settings.backend == "auto" else (settings.backend, "eager")
+    backend = next(name for name in wanted if able[name])
+    if backend == "flex" and not flex_compiles(query_BHNX, len(places.key), settings, places.causal):
+        return "eager"
+    return backend
 
 
 def flash_takes(query_BHNX: Tensor) -> bool:
@@ -179,8 +182,7 @@ def _with_waves(
     get lambda / 4 more and the others their cosines.
     """
     kind: Distance = "chordal" if settings.distance == "chordal" else "harmonics"
-    weights = [weight for _, weight in cosine_weights(kind)] * 2
-    weights_W = torch.tensor(weights, device=key_BGMX.device)
+    weights_W = wave_weights(kind, key_BGMX.device)
     sink = (places.key < settings.sinks)[..., None]
     key_waves = ring_waves(places.key, settings.period, kind) * ~sink
     query_waves = ring_waves(places.query, settings.period, kind) * weights_W / scale
@@ -214,22 +216,27 @@ def _eager(
     scale: float,
     dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """Any mask, any distance; the biases of a block of queries at a time."""
+    """Any mask, any distance; the masks and biases of a block of queries at a time."""
     shared = pairs_BPNX.shape[1] // key_BGMX.shape[1]
     keys, values = (each.repeat_interleave(shared, dim=1) for each in (key_BGMX, value_BGMX))
-    allowed = places.allowed
-    if allowed is None and places.causal:
-        length = key_BGMX.shape[2]
-        allowed = torch.ones(length, length, dtype=torch.bool, device=key_BGMX.device).tril()
     query_places, key_places = (each if each.ndim == 2 else each[None] for each in (places.query, places.key))
     sink_B1M = (key_places < settings.sinks)[:, None]
-    if settings.window is not None:
-        steps = query_places[:, :, None] - key_places[:, None]
-        near = (in_ring_window(steps, settings.period, settings.window) | sink_B1M)[:, None]
-        allowed = near if allowed is None else allowed & near
+    order = torch.arange(key_BGMX.shape[2], device=key_BGMX.device)
+
+    def steps_of(first: int, last: int) -> Tensor:
+        return query_places[:, first:last, None] - key_places[:, None]
+
+    def allowed(first: int, last: int) -> Tensor:
+        seen = (order <= order[first:last, None]) if places.causal else torch.ones_like(order) > 0
+        if places.allowed is not None:
+            seen = seen & rows_of(places.allowed, first, last)
+        if settings.window is not None:
+            near = in_ring_window(steps_of(first, last), settings.period, settings.window)
+            seen = seen & (near | sink_B1M)[:, None]
+        return seen
 
     def bias(first: int, last: int) -> Tensor:
-        steps = query_places[:, first:last, None] - key_places[:, None]
+        steps = steps_of(first, last)
         far = ring_distance(steps, settings.period, settings.distance).masked_fill(sink_B1M, 0)
         return -lambda_BPN[:, :, first:last, None] * far[:, None]
 

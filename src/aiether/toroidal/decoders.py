@@ -40,6 +40,8 @@ from .terms import TorusTerms
 IMPLEMENTATION = "aiether_toroidal"
 """The name under which transformers finds the attention and its mask."""
 _SUFFIX = "_toroidal"
+_QUERIES = 512
+"""Queries of a mask that are looked at at once."""
 
 
 def retrofit(
@@ -396,11 +398,16 @@ def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.
     """
     key_places = torch.arange(num_keys, device=device)
     if mask is None:
-        return Places(key_places[num_keys - num_queries :], key_places, causal=num_queries == num_keys)
+        return Places(
+            key_places[num_keys - num_queries :],
+            key_places,
+            causal=num_queries == num_keys,
+            known_by=(num_queries, num_keys),
+        )
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     rows_BNM = allowed[:, 0]
     first_B1 = rows_BNM.any(1).long().argmax(-1, keepdim=True)
-    own_BN = (rows_BNM * key_places).amax(-1)
+    own_BN = torch.cat([(rows * key_places).amax(-1) for rows in rows_BNM.split(_QUERIES, 1)], 1)
     return Places(own_BN - first_B1, key_places - first_B1, allowed, causal=False)
 
 

@@ -48,7 +48,7 @@ def ring_waves(places: Tensor, period: int, kind: Distance) -> Tensor:
 
 def _waves(places: Tensor, period: int, kind: Distance) -> Tensor:
     angle = places.remainder(period).double()[..., None] * (2 * math.pi / period)
-    order = torch.tensor([n for n, _ in cosine_weights(kind)], device=places.device, dtype=torch.float64)
+    order = _orders(kind, places.device)
     return torch.cat([(angle * order).cos(), (angle * order).sin()], dim=-1).float()
 
 
@@ -64,6 +64,17 @@ def _in_float64(
         return compute(places, period, kind)
     table = compute(torch.arange(period, device="cpu"), period, kind).to(places.device)
     return table[places.remainder(period)]
+
+
+def wave_weights(kind: Distance, device: torch.device) -> Tensor:
+    """What the product of two tokens' `ring_waves` is weighted by, float32 (2 harmonics,)."""
+    weights = [torch.full((1,), weight, device=device) for _, weight in cosine_weights(kind)]
+    return torch.cat(weights * 2)
+
+
+def _orders(kind: Distance, device: torch.device) -> Tensor:
+    """The n of each cosine, odd numbers, float64; made on the device, which nothing then waits for."""
+    return torch.arange(1, 2 * len(cosine_weights(kind)), 2, device=device, dtype=torch.float64)
 
 
 def shuffled_places(places: Tensor, period: int, sinks: int) -> Tensor:

@@ -7,6 +7,7 @@ the blocks of a ring of devices. PyTorch's fused kernels return the logarithm, b
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 _ALIGNED = 8
 """Fused kernels take heads of a multiple of so many dimensions."""
+_NO_GRADIENT = range(193, 225)
+"""Head sizes that flash kernels have no gradient for on consumer GPUs (compute capability 8.6, 8.9, 12)."""
 _QUERIES = 512
 """Queries that the eager path scores at once."""
 
@@ -25,8 +28,8 @@ def attend_eager(
     key_BHMX: Tensor,
     value_BHMY: Tensor,
     *,
-    allowed: Tensor | None = None,
-    bias: Any = None,
+    allowed: Tensor | Callable[[int, int], Tensor] | None = None,
+    bias: Callable[[int, int], Tensor] | None = None,
     scale: float,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
@@ -35,8 +38,8 @@ def attend_eager(
     Queries are taken in blocks and recomputed for the gradient: memory grows with M, not with N x M.
 
     Args:
-        allowed: bool, broadcast to (B, H, N, M); None: everything. A query that may attend to nothing gets 0
-            and a log-sum-exp of -inf.
+        allowed: bool, broadcast to (B, H, N, M), or f(first, last) -> the same of these queries; None:
+            everything. A query that may attend to nothing gets 0 and a log-sum-exp of -inf.
         bias: f(first, last) -> what is added to the scores of these queries, broadcast to (B, H, queries, M).
         dropout: probability with which a weight is dropped.
     """
@@ -49,7 +52,7 @@ def attend_eager(
             if bias is not None:
                 scores = scores + bias(first, last)
             if allowed is not None:
-                rows = allowed if allowed.shape[-2] == 1 else allowed[..., first:last, :]
+                rows = allowed(first, last) if callable(allowed) else rows_of(allowed, first, last)
                 scores = scores.masked_fill(~rows, -math.inf)
             none = (scores == -math.inf).all(-1)
             scores = scores.masked_fill(none[..., None], 0)
@@ -65,6 +68,11 @@ def attend_eager(
     return torch.cat(outputs, 2), torch.cat(logs, 2)
 
 
+def rows_of(allowed: Tensor, first: int, last: int) -> Tensor:
+    """A mask's rows for these queries; one that is alike for all has one row."""
+    return allowed if allowed.shape[-2] == 1 else allowed[..., first:last, :]
+
+
 def attend_flash(
     query_BHNX: Tensor, key_BGMX: Tensor, value_BGMY: Tensor, *, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -75,6 +83,7 @@ def attend_flash(
         causal: the first query sees the first key; N and M are equal then.
     """
     width = max(query_BHNX.shape[-1], value_BGMY.shape[-1] + 1)  # one dimension of values is left free
+    width = _NO_GRADIENT.stop if width in _NO_GRADIENT else width
     width += -width % _ALIGNED
     given = (query_BHNX, key_BGMX, value_BGMY)
     padded = (F.pad(each, (0, width - each.shape[-1])) for each in given)

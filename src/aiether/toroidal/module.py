@@ -109,10 +109,6 @@ class ToroidalAttention(nn.Module):
         length = hidden_BNC.shape[1]
         places = torch.arange(length, device=hidden_BNC.device)
         if present_BN is None:
-            return Places(places, places, causal=self.causal)
+            return Places(places, places, causal=self.causal, known_by=(length, length))
         places = places - present_BN.long().argmax(-1, keepdim=True)
-        allowed = present_BN[:, None, None, :]
-        if self.causal:
-            ones = torch.ones(length, length, dtype=torch.bool, device=hidden_BNC.device)
-            allowed = allowed & ones.tril()
-        return Places(places, places, allowed, causal=False)
+        return Places(places, places, present_BN[:, None, None, :], self.causal)

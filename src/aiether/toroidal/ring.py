@@ -87,8 +87,11 @@ def _attend_plain(
     if flash_takes(query):
         return attend_flash(query, key, value, causal=places.causal, scale=scale)
     key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
-    allowed = places.query[:, None] >= places.key if places.causal else None
-    return attend_eager(query, key, value, allowed=allowed, scale=scale)
+
+    def allowed(first: int, last: int) -> Tensor:
+        return places.query[first:last, None] >= places.key
+
+    return attend_eager(query, key, value, allowed=allowed if places.causal else None, scale=scale)
 
 
 def _over_all_ranks(
@@ -225,7 +228,8 @@ def _seen(
             return None
         rows = slice(half, None)
     own, theirs = shards.positions(device)[rows], shards.positions(device, owner)[columns]
-    return rows, columns, Places(own, theirs, causal=causal and owner == shards.rank)
+    known_by = (shards.length, shards.ranks, shards.zigzag, shards.rank, owner)
+    return rows, columns, Places(own, theirs, causal=causal and owner == shards.rank, known_by=known_by)
 
 
 def _autocast(device_type: str) -> Callable[[], Any]:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 def turn(pairs_X: Tensor, angle: Tensor | float) -> Tensor:
     """Turn pairs of dimensions (the first half with the second, as transformers pairs them) by an angle."""
-    angle = torch.as_tensor(angle, dtype=torch.float32, device=pairs_X.device)
-    cos, sin = angle.cos().to(pairs_X.dtype), angle.sin().to(pairs_X.dtype)
+    if isinstance(angle, Tensor):
+        cos, sin = angle.cos().to(pairs_X.dtype), angle.sin().to(pairs_X.dtype)
+    else:
+        cos, sin = math.cos(angle), math.sin(angle)
     first, second = pairs_X.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
