@@ -62,7 +62,8 @@ test: $(DEV)
 floor: $(DEV)
 	$(BIN)/python -m pip install $(PIP) --upgrade --no-deps --target $(VENV)/floor transformers==5.17.0 'huggingface-hub<2'
 	OMP_NUM_THREADS=1 TMPDIR=$(SCRATCH) PYTHONPATH=$(VENV)/floor $(BIN)/pytest -n 2 --dist loadfile \
-		tests/adaptive tests/evaluation tests/growth tests/training/test_lahr.py tests/study/test_spec.py
+		tests/adaptive tests/evaluation tests/growth tests/retrofitting tests/toroidal tests/training/test_lahr.py \
+		tests/study/test_retrofits.py tests/study/test_spec.py
 
 clean:
 	rm -rf $(VENV) runs dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
