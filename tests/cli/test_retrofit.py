@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM
 import aiether
 from aiether.cli import main
 from aiether.compat import finetune_modern
+from aiether.retrofitting.inputs import RetrofitJob, load_base
 
 DOOR = Path(__file__).parents[2] / "scripts" / "finetune_modern.py"
 STEPS = [
@@ -78,6 +79,13 @@ def test_a_model_is_converted_tuned_and_stored_as_what_differs(
     assert len((out / "rows.jsonl").read_text().splitlines()) == 12
     assert main(arguments) == 2
     assert "holds a finished retrofit" in capsys.readouterr().err
+
+
+def test_of_a_run_its_final_model_is_taken(base: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    base.rename(tmp_path / "run" / "final")
+    job = RetrofitJob(model=str(tmp_path / "run"), dataset_path=str(text), output_dir=str(tmp_path / "torus"))
+    assert load_base(job).config._name_or_path == job.weights == str(tmp_path / "run" / "final")
 
 
 def test_killed_and_called_again_gives_the_same_file(base: Path, text: Path, tmp_path: Path) -> None:

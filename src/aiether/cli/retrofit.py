@@ -23,7 +23,7 @@ Help = tyro.conf.arg
 class RetrofitFlags:
     model: Annotated[
         tyro.conf.Positional[str],
-        Help(metavar="MODEL", help="A model folder, or a name on the Hub; it stays as it is."),
+        Help(metavar="MODEL", help="A model or run folder, or a name on the Hub; it stays as it is."),
     ]
     dataset_path: Annotated[
         str | None, Help(help="One source of any kind that training takes; its end is held out.")

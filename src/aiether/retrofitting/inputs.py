@@ -15,7 +15,7 @@ from aiether.evaluation.windows import Window
 from aiether.integrations import without_progress_bars
 from aiether.toroidal import ToroidalSettings
 from aiether.training.evaluate import context_of, text_tokenizer
-from aiether.training.generate import find_device
+from aiether.training.generate import find_device, find_model
 
 from .config import TuneConfig
 
@@ -26,7 +26,7 @@ class RetrofitJob:
 
     Attributes
     ----------
-    model: a model folder, or a name on the Hub.
+    model: a model folder, a run's folder (its final model), or a name on the Hub.
     layers: which; None: those that `suggest_layers` finds.
     suggest_layers: how many of the cheapest, by measurement.
     train_size, val_size: windows of the text to train on, and at its end, held out, to evaluate on. None: all
@@ -65,6 +65,11 @@ class RetrofitJob:
                 f"epochs is {self.epochs}: it must be greater than 0; leave it out to count in steps"
             )
 
+    @property
+    def weights(self) -> str:
+        """The folder of the weights, or the name on the Hub."""
+        return str(find_model(self.model)) if Path(self.model).is_dir() else self.model
+
 
 @dataclass(frozen=True)
 class TextWindows:
@@ -84,7 +89,7 @@ def load_base(job: RetrofitJob) -> Any:
     """The model, in the types that it is stored in, on its device, in evaluation mode."""
     with without_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(
-            job.model, dtype="auto", use_safetensors=True, trust_remote_code=job.trust_remote_code
+            job.weights, dtype="auto", use_safetensors=True, trust_remote_code=job.trust_remote_code
         )
     return model.to(find_device(job.device)).eval()
 
@@ -98,7 +103,7 @@ def read_windows(job: RetrofitJob, model: Any, say: Progress) -> TextWindows:
         For a text that cannot be used, or is too short.
     """
     config = DataConfig(dataset_path=job.dataset_path, text_column=job.text_column, cache_dir=job.cache_dir)
-    tokenizer = text_tokenizer(job.model, Path(job.model), job.tokenizer or _own_tokenizer(job.model))
+    tokenizer = text_tokenizer(job.model, Path(job.weights), job.tokenizer or _own_tokenizer(job.model))
     tokens = whole_text(config, tokenizer, say).tokens
     places = cut_windows(len(tokens), context_of(model, job.context_length))
     held = min(64, max(1, len(places) // 10)) if job.val_size is None else job.val_size

@@ -103,7 +103,7 @@ def run_retrofit(
             lines=tuple(told_terms(model)),
         )
         model.save_pretrained(folder, whole=True if job.trust_remote_code else None)
-        copy_tokenizer(job.model, Path(job.model), job.tokenizer, folder)
+        copy_tokenizer(job.model, Path(job.weights), job.tokenizer, folder)
         shutil.rmtree(folder / STATE, ignore_errors=True)
         _write_summary(folder, found, tuned)
     return found
