@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from tests.study.test_spec import study
 from transformers import AutoModelForCausalLM
 
 import aiether
-from aiether.retrofitting.arm_settings import arm_settings
-from aiether.study.arms import retrofit_of
+from aiether.retrofitting.arm_settings import arm_settings, tuning_of
+from aiether.study.arms import Cell, cell_config, pretrain_config, retrofit_of
 from aiether.study.cell import Outcome, run_cell
 from aiether.study.check import check_spec
 from aiether.study.pool import Order
@@ -119,8 +120,23 @@ def test_a_study_trains_one_model_and_goes_on_where_it_stopped(
     with torch.no_grad():
         kept, base = kept(input_ids=ids).logits, base(input_ids=ids).logits
     assert not torch.equal(kept, base)
+    assert not (folder / "cells/untouched/1-seed0/final").exists(), "that is the model in base"
     assert (folder / "cells/torus/1-seed0/final/toroidal.safetensors").is_file()
-    assert not list(folder.glob("cells/*/*/state"))
+
+
+def test_without_keeping_models_a_run_leaves_its_records_alone(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_from(content)
+    base = asdict(pretrain_config(spec)) | {"max_steps": 2}
+    assert run_cell(tmp_path / "base", base, keep_models=True).status == "finished"
+    often = lambda *given: replace(tuning_of(*given), save_interval=2)  # noqa: E731
+    monkeypatch.setattr("aiether.retrofitting.arm.tuning_of", often)
+    settings = asdict(cell_config(spec, Cell("torus", 1.0, 0))) | {"retrofit": retrofit_of(spec, "torus")}
+    settings |= {"retrofit_base": str(tmp_path / "base" / "final")}
+    assert run_cell(tmp_path / "torus", settings, keep_models=False).status == "finished"
+    assert not [each.name for each in (tmp_path / "torus").iterdir() if each.is_dir()]
+    assert (tmp_path / "torus" / "retrofit.json").is_file()
 
 
 def test_the_pairs_of_platters_count_among_the_flops(content: dict[str, Any]) -> None:

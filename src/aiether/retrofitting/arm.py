@@ -27,10 +27,7 @@ from .arm_settings import ArmSettings, arm_settings, tuning_of
 from .job import told_terms
 from .loop import Tuned, tune
 from .order import shuffled
-from .suggest import cheapest, layer_costs
-
-_SAMPLE = 8
-"""Windows on which layers are compared where some are suggested."""
+from .suggest import SAMPLE, cheapest, layer_costs
 
 
 def run_arm(
@@ -41,7 +38,7 @@ def run_arm(
     Args:
         config: the study's settings: data, windows, batches, learning rate, steps, seed.
         given: the condition's `retrofit`.
-        keep_model: write the model too, to `final/`; the folder says in what it differs from `base`.
+        keep_model: write what the converted model differs in from `base` too, to `final/`.
     """
     arm = arm_settings(given)
     data = prepare(config)
@@ -57,7 +54,7 @@ def run_arm(
         records.evaluated(0, model, 0.0)
         layers = _layers(arm, config, model, data)
         tuned = _changed(arm, config, model, layers, data, folder)
-        if keep_model:
+        if keep_model and arm.variant != "untouched":
             model.save_pretrained(folder / "final")
         records.finish(model, tuned)
 
@@ -94,7 +91,7 @@ def _layers(arm: ArmSettings, config: TrainConfig, model: Any, data: PackedData)
     if arm.suggest_layers is None:
         return tuple(range(model.config.num_hidden_layers))
     windows = TokenWindows(data.train, config.context_length, config.seed)
-    sample = [windows[index]["input_ids"][None] for index in range(min(_SAMPLE, len(windows)))]
+    sample = [windows[index]["input_ids"][None] for index in range(min(SAMPLE, len(windows)))]
     return tuple(cheapest(layer_costs(model, sample, arm.settings), arm.suggest_layers))
 
 
@@ -169,9 +166,9 @@ class _Records:
         result = {"name": "grown", "status": "finished", "depth": self.depth, "steps": steps, "growths": 0}
         kept = ("eval_loss", "bits_per_byte", "tokens", "flops", "elapsed_s")
         result |= {name: last[name] for name in kept}
-        terms = told_terms(model) if getattr(model.config, "toroidal", None) else []
-        toroidal = getattr(model.config, "toroidal", None) or {}
-        told = {"trained_parameters": tuned.trained, "layers": toroidal.get("layers", []), "terms": terms}
+        told: dict[str, Any] = {"trained_parameters": tuned.trained, "layers": [], "terms": []}
+        if getattr(model.config, "toroidal", None):
+            told |= {"layers": model.config.toroidal["layers"], "terms": told_terms(model)}
         write_json(self.folder / "retrofit.json", told)
         write_json(self.folder / "result.json", result)
         write_json(self.folder / "summary.json", {"status": "finished"})

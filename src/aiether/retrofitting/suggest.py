@@ -17,7 +17,7 @@ from aiether.toroidal import ToroidalSettings, restore, retrofit, torus_terms
 from .inputs import RetrofitJob, TextWindows, load_base, read_windows
 from .losses import mean_divergence
 
-_SAMPLE = 8
+SAMPLE = 8
 """Windows on which layers are compared."""
 
 
@@ -48,8 +48,8 @@ def compare(job: RetrofitJob, model: Any, text: TextWindows, say: Progress) -> L
     """The same, of a model that is loaded already."""
     if job.suggest_layers is None:
         raise ValueError("no layers are named: give --layers, or --suggest_layers with how many to choose")
-    step = max(1, len(text.train) // _SAMPLE)
-    sample = [ids[None] for ids, _ in text_windows(text.tokens, text.train[::step][:_SAMPLE])]
+    step = max(1, len(text.train) // SAMPLE)
+    sample = [ids[None] for ids, _ in text_windows(text.tokens, text.train[::step][:SAMPLE])]
     costs = layer_costs(model, sample, job.settings, lambda share: say("comparing layers", share))
     return LayerCosts(tuple(costs), tuple(cheapest(costs, job.suggest_layers)))
 

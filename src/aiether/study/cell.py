@@ -74,6 +74,7 @@ def _retrofitted(
     from aiether.retrofitting.arm import run_arm
 
     run_arm(folder, config, given, base, keep_model=keep_model)
+    drop_weights(folder, keep_model)
     return Outcome("finished")
 
 

@@ -97,8 +97,7 @@ def _train(study: Study, queue: Queue, place: Backend, observer: Observer) -> di
     """Tune, then run every arm at its rate; returns the rates."""
     spec = study.spec
     fingerprint = study.data.fingerprint
-    if spec.pretrain is not None:
-        pretrain(spec, study.folder, place, observer)
+    pretrain(spec, study.folder, place, observer)
     check_cells(spec, study.folder, tuning_cells(spec), fingerprint)
     queue.all_of(tuning_cells(spec))
     chosen = choose_rates(spec, study.folder)

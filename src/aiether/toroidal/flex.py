@@ -145,7 +145,7 @@ def _wrapped(sight: Sight) -> Modifier:
 def _score(sight: Sight, lambda_BPN: Tensor, settings: ToroidalSettings) -> Modifier:
     wrapped, sink, period = _wrapped(sight), sight.sink, sight.period
     triangle = settings.distance == "triangle"
-    weights = [] if settings.distance == "triangle" else cosine_weights(settings.distance)
+    weights = [] if triangle else cosine_weights(settings.distance)
 
     def score(score: Tensor, b: Tensor, p: Tensor, n: Tensor, m: Tensor) -> Tensor:
         around = wrapped(n, m) / period

@@ -64,9 +64,8 @@ class ToroidalAttention(nn.Module):
         self.torus = TorusTerms(num_heads, self.head_dim, settings)
         self.torus.set_progress(1.0)
         turns = ring_turns(self.head_dim // 2, settings.period)
-        self.register_buffer(
-            "turns", turns, persistent=False
-        )  # whole numbers: no type of the model rounds them
+        # Whole numbers: no type of the model rounds them.
+        self.register_buffer("turns", turns, persistent=False)
 
     def forward(self, hidden_BNC: Tensor, present_BN: Tensor | None = None) -> Tensor:
         """`present_BN`: bool, False for padding, which nobody attends to; None: there is none.
