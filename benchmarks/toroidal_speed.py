@@ -1,12 +1,16 @@
 """What toroidal attention costs beside plain attention: a whole layer of Phi-2's shape, forward and backward.
 
-    python benchmarks/toroidal_speed.py --device cuda            # one GPU, about 2 minutes
+    python benchmarks/toroidal_speed.py --device cuda            # one GPU, about 4 minutes
     python benchmarks/toroidal_speed.py --device cpu --lengths 128 --width 160 --heads 2
 
-A layer of transformers' Phi (width 2,560, 32 heads of 80), one window, forward and backward for its input and
-its weights, in bfloat16 on CUDA; arms take turns, a figure is the median over rounds. Beside the time: peak
-memory (CUDA alone), and the arithmetic of attention, as it is computed and as a kernel of its own would need
-it, over that of plain attention. `bias_bytes`: of N D x N D in float32, which nothing makes.
+A layer of transformers' Phi (width 2,560, 32 heads of 80), one window, forward and backward for its input
+and its weights, in bfloat16 on CUDA; arms take turns, a figure is the median over rounds. The layer is timed
+as it is and compiled (on CUDA replayed as CUDA graphs), and its attention alone, from queries, keys and
+values on. Plain attention is that of PyTorch's flash kernels, which the torus uses too; on CUDA also cuDNN's.
+
+Beside the time: peak memory (CUDA alone), and the arithmetic over that of plain attention, as it is computed
+and as a kernel of its own would need it: of the attention, and of the layer's products with the pairs that a
+causal mask leaves. `bias_bytes`: of N D x N D in float32, which nothing makes.
 
 Writes benchmarks/results/toroidal_speed_DEVICE.json.
 """
@@ -21,14 +25,19 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PhiConfig, PhiForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import aiether
 from _machine import about
 from aiether.toroidal import set_progress
 
+CUDNN = "plain, cuDNN"
+PARTS = ("layer", "layer, compiled", "attention")
 ARMS: dict[str, dict[str, Any] | None] = {
     "plain": None,
+    CUDNN: None,
     "D=1, chordal": {"platters": 1},
     "D=1, harmonics": {"platters": 1, "distance": "harmonics"},
     "D=1, triangle": {"platters": 1, "distance": "triangle"},
@@ -40,8 +49,9 @@ ARMS: dict[str, dict[str, Any] | None] = {
 class Arm:
     """One layer, converted or not."""
 
-    def __init__(self, options: dict[str, Any] | None, given: argparse.Namespace) -> None:
+    def __init__(self, name: str, given: argparse.Namespace) -> None:
         torch.manual_seed(0)
+        options = ARMS[name]
         config = PhiConfig(
             vocab_size=64,
             hidden_size=given.width,
@@ -57,19 +67,40 @@ class Arm:
         if options is not None:
             aiether.retrofit(self.model, layers=[0], **options)
             set_progress(self.model, 1.0)
-        self.device, self.dtype = given.device, dtype
+        self.device, self.dtype, self.cudnn = given.device, dtype, name == CUDNN
         self.layer = self.model.model.layers[0]
+        self.compiled: Any = torch.compile(
+            self.layer, mode="reduce-overhead" if given.device == "cuda" else "default", dynamic=False
+        )
 
-    def step(self, length: int) -> None:
-        """The layer forward and backward, for its weights and its input."""
-        hidden = torch.randn(1, length, self.model.config.hidden_size, device=self.device, dtype=self.dtype)
-        hidden.requires_grad_()
+    def step(self, length: int, part: str) -> None:
+        """Forward and backward, of the layer for its weights and its input, or of its attention alone."""
+        torch.backends.cuda.enable_cudnn_sdp(self.cudnn)
+        if part == "attention":
+            self._attend(length)
+        else:
+            self._pass(self.layer if part == "layer" else self.compiled, length)
+        self.model.zero_grad(set_to_none=True)
+
+    def _pass(self, layer: Any, length: int) -> None:
+        torch.compiler.cudagraph_mark_step_begin()
+        hidden = self._random(1, length, self.model.config.hidden_size)
         places = torch.arange(length, device=self.device)[None]
         rotary = self.model.model.rotary_emb(hidden, position_ids=places)
-        output = self.layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=places)
+        output = layer(hidden, attention_mask=None, position_embeddings=rotary, position_ids=places)
         output = output[0] if isinstance(output, tuple) else output
         output.float().square().mean().backward()
-        self.model.zero_grad(set_to_none=True)
+
+    def _attend(self, length: int) -> None:
+        attention = self.layer.self_attn
+        heads = self.model.config.num_attention_heads
+        given = [self._random(1, heads, length, attention.head_dim) for _ in range(3)]
+        function = ALL_ATTENTION_FUNCTIONS[self.model.config._attn_implementation]
+        output, _ = function(attention, *given, None, scaling=attention.scaling)
+        output.backward(output.detach())
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device, dtype=self.dtype).requires_grad_()
 
 
 def arithmetic(options: dict[str, Any] | None, head_dim: int) -> dict[str, float]:
@@ -84,19 +115,26 @@ def arithmetic(options: dict[str, Any] | None, head_dim: int) -> dict[str, float
     return {"computed": computed, "needed": needed}
 
 
-def measure(arms: dict[str, Arm], length: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Seconds of a step, in turns, and peak memory beyond the weights."""
+def of_layer(attention: dict[str, float], width: int, length: int) -> dict[str, float]:
+    """The layer's products over the plain layer's: 24 w^2 FLOPs a token, and 2 N w of causal attention."""
+    others, plain = 24 * width**2, 2 * length * width
+    return {kind: (others + ratio * plain) / (others + plain) for kind, ratio in attention.items()}
+
+
+def measure(arms: dict[str, Arm], part: str, length: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of a step, in turns, and of the layer as it is peak memory beyond the weights."""
     cuda = next(iter(arms.values())).device == "cuda"
+    times = 5 if cuda else 1
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     peak: dict[str, int] = {}
     for name, arm in arms.items():
         for _ in range(3):
-            arm.step(length)
-        if cuda:
+            arm.step(length, part)
+        if cuda and part == "layer":
             torch.cuda.synchronize()
             before = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
-            arm.step(length)
+            arm.step(length, part)
             torch.cuda.synchronize()
             peak[name] = torch.cuda.max_memory_allocated() - before
     for _ in range(rounds):
@@ -104,16 +142,16 @@ def measure(arms: dict[str, Arm], length: int, rounds: int) -> dict[str, dict[st
             if cuda:
                 torch.cuda.synchronize()
             began = time.perf_counter()
-            for _ in range(5 if cuda else 1):
-                arm.step(length)
+            for _ in range(times):
+                arm.step(length, part)
             if cuda:
                 torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - began) / (5 if cuda else 1))
+            seconds[name].append((time.perf_counter() - began) / times)
     plain = median(seconds["plain"])
     rows: dict[str, dict[str, float]] = {}
     for name in arms:
         rows[name] = {"seconds": median(seconds[name]), "ratio": median(seconds[name]) / plain}
-        if cuda:
+        if name in peak:
             rows[name] |= {"peak_bytes": peak[name], "peak_ratio": peak[name] / peak["plain"]}
     return rows
 
@@ -127,32 +165,37 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2560)
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), help="plain among them")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--commit")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as while training; flash for all arms
     content = about(seeds=[0], commit=given.commit) | {"device": given.device, "lengths": {}}
     content |= {"width": given.width, "heads": given.heads}
     if given.device == "cuda":
         content["gpu"] = torch.cuda.get_device_name()
-    head_dim = given.width // given.heads
-    content["arithmetic"] = {name: arithmetic(ARMS[name], head_dim) for name in given.arms}
-    arms = {name: Arm(ARMS[name], given) for name in given.arms}
+    told = {name: arithmetic(ARMS[name], given.width // given.heads) for name in given.arms}
+    content["arithmetic"] = told
+    arms = {name: Arm(name, given) for name in given.arms if given.device == "cuda" or name != CUDNN}
     out = given.out or Path(__file__).parent / "results" / f"toroidal_speed_{given.device}.json"
-    for length in given.lengths:
-        rows = measure(arms, length, given.rounds)
-        bias = {f"D={d}": 4 * (length * d) ** 2 for d in (1, 2, 4, 8)}
-        content["lengths"][str(length)] = {"arms": rows, "bias_bytes": bias}
-        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for name, row in rows.items():
-            told = content["arithmetic"][name]
-            memory = f", memory {row['peak_ratio']:.2f}" if "peak_ratio" in row else ""
-            print(
-                f"N={length} {name}: {1e3 * row['seconds']:.2f} ms, {row['ratio']:.2f}x (arithmetic of "
-                f"attention {told['computed']:.2f}x, needed {told['needed']:.2f}x){memory}",
-                flush=True,
-            )
+    for part in given.parts:
+        for length in given.lengths:
+            layers = {name: of_layer(told[name], given.width, length) for name in arms}
+            bias = {f"D={d}": 4 * (length * d) ** 2 for d in (1, 2, 4, 8)}
+            found = content["lengths"].setdefault(str(length), {"bias_bytes": bias, "arithmetic": layers})
+            timed = {  # FlexAttention brings kernels that are compiled already
+                name: arm for name, arm in arms.items() if part != "layer, compiled" or "triangle" not in name
+            }
+            found[part] = measure(timed, part, length, given.rounds)
+            out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            for name, row in found[part].items():
+                needed = told[name] if part == "attention" else layers[name]
+                memory = f", memory {row['peak_ratio']:.2f}" if "peak_ratio" in row else ""
+                print(
+                    f"N={length} {part}, {name}: {1e3 * row['seconds']:.2f} ms, {row['ratio']:.2f}x "
+                    f"(arithmetic {needed['computed']:.2f}x, needed {needed['needed']:.2f}x){memory}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

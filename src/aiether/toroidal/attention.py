@@ -2,7 +2,7 @@
 
 Between platters k and l a query's score is linear in the whole key, so that only the query differs: (1 - g) q
 + g sqrt(D) (the query's platter k, put where the key's platter l lies). The distance on the ring is a few
-further dimensions of queries and keys (see distance.py). So D^2 pairs are D^2 heads over the same keys and
+further dimensions of queries and keys (see waves.py). So D^2 pairs are D^2 heads over the same keys and
 values, N x N each, and the softmax over all platters is put together from theirs.
 """
 
@@ -11,23 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .distance import (
-    in_ring_window,
-    platter_distance,
-    ring_distance,
-    ring_waves,
-    shuffled_places,
-    wave_weights,
-)
+from .distance import in_ring_window, platter_distance, ring_distance, shuffled_places
 from .flex import attend_flex, flex_compiles, flex_takes
-from .kernels import attend_eager, attend_flash, merge, rows_of
+from .kernels import attend_eager, attend_flash, flash_width, merge, rows_of
 from .rotary import turn_between
-from .settings import Distance, ToroidalSettings
+from .settings import ToroidalSettings
 from .terms import Terms
+from .waves import in_halves, waves_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,9 @@ def attend_pairs(
         )
         places = replace(places, query=query, key=key)
     if backend == "flash":
-        pairs_BPNX, key_BGMX = _with_waves(pairs_BPNX, key_BGMX, lambda_BPN, settings, places, scale)
+        pairs_BPNX, key_BGMX = _with_waves(
+            pairs_BPNX, key_BGMX, value_BGMX.shape[-1], lambda_BPN, settings, places, scale
+        )
         return attend_flash(pairs_BPNX, key_BGMX, value_BGMX, causal=places.causal, scale=scale)
     if backend == "flex":
         return attend_flex(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale)
@@ -150,60 +148,67 @@ def pairs_of_platters(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettin
 
     Lambda is float32, (B or 1, P, N).
     """
-    platters, size = settings.platters, query_BHNX.shape[-1] // settings.platters
     lambda_BHN = terms.lambda_BHN.expand(-1, query_BHNX.shape[1], query_BHNX.shape[2])
-    lambda_BPN = lambda_BHN.repeat_interleave(platters * platters, dim=1)
-    if platters == 1:
-        return query_BHNX, lambda_BPN  # (1 - g) s + g s
-    gate = terms.gate.to(query_BHNX.dtype)
-    whole = (1 - gate) * query_BHNX
-    own = gate * math.sqrt(platters) * query_BHNX
-    pairs = []
-    for k in range(platters):
-        asked = own[..., k * size : (k + 1) * size]
-        for other in range(platters):
-            moved = turn_between(asked, k, other, platters) if settings.platter_rotary else asked
-            around = (other * size, (platters - 1 - other) * size)
-            pairs.append(whole + torch.nn.functional.pad(moved, around))
-    return torch.stack(pairs, 2).flatten(1, 2), lambda_BPN
+    if settings.platters == 1:
+        return query_BHNX, lambda_BHN  # (1 - g) s + g s
+    lambda_BPN = lambda_BHN.repeat_interleave(settings.platters**2, dim=1)
+    return _Pairs.apply(query_BHNX, terms.gate, settings), lambda_BPN  # type: ignore[return-value]
+
+
+class _Pairs(torch.autograd.Function):
+    """(1 - g) q + g sqrt(D) (the platter k of q, where l lies), for all pairs written into one tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, query_BHNX: Tensor, gate: Tensor, settings: ToroidalSettings) -> Tensor:
+        platters, turns = settings.platters, settings.platter_rotary
+        ctx.settings = settings
+        gate = gate.to(query_BHNX.dtype)
+        ctx.save_for_backward(gate)
+        batch, heads, length, width = query_BHNX.shape
+        pairs = query_BHNX.new_empty(batch, heads, platters, platters, length, width)
+        pairs.copy_(((1 - gate) * query_BHNX)[:, :, None, None])
+        own = (gate * math.sqrt(platters) * query_BHNX).unflatten(-1, (platters, -1))
+        slots = pairs.unflatten(-1, (platters, -1))
+        for k, other in product(range(platters), repeat=2):
+            asked = own[..., k, :]
+            slots[:, :, k, other, :, other] += turn_between(asked, k, other, platters) if turns else asked
+        return pairs.flatten(1, 3)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        platters, turns = ctx.settings.platters, ctx.settings.platter_rotary
+        (gate,) = ctx.saved_tensors
+        pairs = grad_outputs[0].unflatten(1, (-1, platters, platters))
+        grad_query = pairs.sum((2, 3)) * (1 - gate)
+        slots = pairs.unflatten(-1, (platters, -1))
+        own = grad_query.unflatten(-1, (platters, -1))
+        strength = gate * math.sqrt(platters)
+        for k, other in product(range(platters), repeat=2):
+            asked = slots[:, :, k, other, :, other]
+            own[..., k, :] += strength * (turn_between(asked, other, k, platters) if turns else asked)
+        return grad_query, None, None
 
 
 def _with_waves(
     pairs_BPNX: Tensor,
     key_BGMX: Tensor,
+    value_size: int,
     lambda_BPN: Tensor,
     settings: ToroidalSettings,
     places: Places,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Queries and keys with the distance as further dimensions.
+    """Queries and keys with the distance as further dimensions, in the width that the kernel takes."""
+    asked, told = waves_of(settings, places, scale, key_BGMX.dtype)
+    asked = in_halves(asked[:, None] * lambda_BPN[..., None], key_BGMX.dtype, (0, 0, 1))
+    width = flash_width(pairs_BPNX.shape[-1] + told.shape[-1], value_size)
 
-    A sink's distance is 0 where the others' is 1/4 less their cosines; a constant a query may have, so sinks
-    get lambda / 4 more and the others their cosines.
-    """
-    kind: Distance = "chordal" if settings.distance == "chordal" else "harmonics"
-    weights_W = wave_weights(kind, key_BGMX.device)
-    sink = (places.key < settings.sinks)[..., None]
-    key_waves = ring_waves(places.key, settings.period, kind) * ~sink
-    query_waves = ring_waves(places.query, settings.period, kind) * weights_W / scale
-    told = torch.cat([key_waves, sink.float()], dim=-1)
-    asked = torch.cat([query_waves, torch.full_like(query_waves[..., :1], 0.25 / scale)], dim=-1)
-    asked = asked if asked.ndim == 3 else asked[None]
-    told = told if told.ndim == 3 else told[None]
-    asked_BPNW = asked[:, None] * lambda_BPN[..., None]
-    told_BGMW = told[:, None].expand(len(key_BGMX), key_BGMX.shape[1], -1, -1)
-    asked_BPNW, told_BGMW = _in_halves(asked_BPNW, told_BGMW, key_BGMX.dtype)
-    asked_BPNW = asked_BPNW.expand(len(pairs_BPNX), -1, -1, -1)
-    return torch.cat([pairs_BPNX, asked_BPNW], -1), torch.cat([key_BGMX, told_BGMW], -1)
+    def extended(tensor: Tensor, waves: Tensor) -> Tensor:
+        none = tensor.new_zeros(()).expand(*tensor.shape[:-1], width - tensor.shape[-1] - waves.shape[-1])
+        return torch.cat([tensor, waves.expand(*tensor.shape[:-1], -1), none], -1)
 
-
-def _in_halves(asked: Tensor, told: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Both in `dtype`; in half precision as a rounded number and what it lacks: neighbours would be equal."""
-    if dtype in (torch.float32, torch.float64):
-        return asked.to(dtype), told.to(dtype)
-    asked_high, told_high = asked.to(dtype), told.to(dtype)
-    asked_low, told_low = (asked - asked_high.float()).to(dtype), (told - told_high.float()).to(dtype)
-    return torch.cat([asked_high, asked_high, asked_low], -1), torch.cat([told_high, told_low, told_high], -1)
+    return extended(pairs_BPNX, asked), extended(key_BGMX, told[:, None])
 
 
 def _eager(
@@ -248,9 +253,7 @@ def union_of_platters(output_BPNX: Tensor, log_BPN: Tensor, terms: Terms, platte
     if platters == 1:
         return output_BPNX[..., None, :]
     output = output_BPNX.unflatten(1, (-1, platters, platters)).unflatten(-1, (platters, -1))
-    of_other = torch.stack(
-        [output[:, :, :, other, :, other] for other in range(platters)], 3
-    )  # (B, H, k, l, N, Y)
+    of_other = output.diagonal(dim1=3, dim2=5).movedim(-1, 3)  # (B, H, k, l, N, Y)
     apart = platter_distance(platters, log_BPN.device)[None, None, :, :, None]
     crossing = ~torch.eye(platters, dtype=torch.bool, device=log_BPN.device)[..., None]
     cross = torch.where(crossing, terms.cross_H.float()[:, None, None, None], 0)

@@ -82,13 +82,21 @@ def attend_flash(
         key_BGMX, value_BGMY: G divides H: each is shared by H / G heads in turn.
         causal: the first query sees the first key; N and M are equal then.
     """
-    width = max(query_BHNX.shape[-1], value_BGMY.shape[-1] + 1)  # one dimension of values is left free
-    width = _NO_GRADIENT.stop if width in _NO_GRADIENT else width
-    width += -width % _ALIGNED
+    size = value_BGMY.shape[-1]
+    width = flash_width(query_BHNX.shape[-1], size)
     given = (query_BHNX, key_BGMX, value_BGMY)
-    padded = (F.pad(each, (0, width - each.shape[-1])) for each in given)
-    output, log_BHN = _Flash.apply(*padded, causal, scale)  # type: ignore[misc]
-    return output[..., : value_BGMY.shape[-1]], log_BHN
+    padded = (F.pad(each, (0, width - each.shape[-1])) if each.shape[-1] < width else each for each in given)
+    return _Flash.apply(*padded, size, causal, scale)  # type: ignore[return-value]
+
+
+def flash_width(query_size: int, value_size: int) -> int:
+    """The size of heads that the kernel is given for queries and values of these sizes.
+
+    One dimension of the values at least is left free.
+    """
+    width = max(query_size, value_size + 1)
+    width = _NO_GRADIENT.stop if width in _NO_GRADIENT else width
+    return width + -width % _ALIGNED
 
 
 class _Flash(torch.autograd.Function):
@@ -99,8 +107,11 @@ class _Flash(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool, scale: float) -> Any:
-        ctx.causal, ctx.scale = causal, scale
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, size: int, causal: bool, scale: float
+    ) -> Any:
+        ctx.size, ctx.causal, ctx.scale = size, causal, scale
+        ctx.set_materialize_grads(False)
         if query.device.type == "cuda":
             found = torch.ops.aten._scaled_dot_product_flash_attention(
                 query, key, value, 0.0, causal, False, scale=scale
@@ -113,16 +124,20 @@ class _Flash(torch.autograd.Function):
                 query, _for_heads(key, shared), _for_heads(value, shared), 0.0, causal, scale=scale
             )
         ctx.save_for_backward(query, key, value, output, log)
-        return output, log
+        return output[..., :size], log
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad_output, grad_log = grad_outputs
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        given, grad_log = grad_outputs
         query, key, value, output, log = ctx.saved_tensors
-        grad_output, output = grad_output.clone(), output.clone()
-        grad_output[..., -1] = 1
-        output[..., -1] = -grad_log
+        grad_output = torch.empty_like(output)
+        grad_output[..., : ctx.size] = 0 if given is None else given
+        grad_output[..., ctx.size :] = 0
+        if grad_log is not None:  # nobody asks for it where there is one set of keys
+            grad_output[..., -1] = 1
+            output = output.clone()
+            output[..., -1] = -grad_log
         if query.device.type == "cuda":
             grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
                 grad_output, query, key, value, output, log, *ctx.rest, 0.0, ctx.causal, *ctx.state,
@@ -135,7 +150,7 @@ class _Flash(torch.autograd.Function):
                 grad_output, query, keys, values, output, log, 0.0, ctx.causal, scale=ctx.scale
             )
             grads = (grads[0], *(_of_heads(each, shared) for each in grads[1:]))
-        return *grads, None, None
+        return *grads, None, None, None
 
 
 def _for_heads(shared_BGMX: Tensor, times: int) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .settings import ToroidalSettings
@@ -89,8 +88,8 @@ class TorusTerms(nn.Module):
         """The terms for queries; `lambda_BHN` of each of them where lambda depends on the token."""
         shift = self.lambda_shift.float()[None, :, None]
         if self.lambda_token is not None:
-            unit_BHNX = F.normalize(query_BHNX.float(), dim=-1)
-            shift = shift + torch.einsum("bhnx,hx->bhn", unit_BHNX, self.lambda_token.float())
+            along_BHN = torch.einsum("bhnx,hx->bhn", query_BHNX, self.lambda_token.to(query_BHNX.dtype))
+            shift = shift + along_BHN.float() / _length(query_BHNX)
         return Terms(
             gate=self.progress * self.settings.gate,
             lambda_BHN=self.strength(shift),
@@ -126,11 +125,19 @@ class TorusTerms(nn.Module):
         scale = self.settings.fusion_rank**-0.5
         left, right = (each.to(platters_BHNDY.dtype) for each in (self.fusion_left, self.fusion_right))
         if mode == "low_rank":
-            omega_HDD = torch.einsum("hkr,hlr->hkl", left, right) * scale
-            return platters_BHNDY + progress * torch.einsum("hkl,bhnly->bhnky", omega_HDD, platters_BHNDY)
+            fused = platters_BHNDY
+            for each in range(self.settings.fusion_rank):
+                asked_BHN1Y = (platters_BHNDY * right[:, None, :, each, None]).sum(3, keepdim=True)
+                fused = torch.addcmul(fused, (progress * scale * left)[:, None, :, each, None], asked_BHN1Y)
+            return fused
         assert self.fusion_scale is not None
         asked = torch.einsum("bhnky,hyr->bhnkr", platters_BHNDY, left)
         told = torch.einsum("bhnly,hyr->bhnlr", platters_BHNDY, right)
         mixed = torch.softmax((asked @ told.mT).float() * scale, dim=-1).to(asked.dtype) - 1 / platters
         strength = progress * self.fusion_scale.to(asked.dtype)[None, :, None, None, None]
         return platters_BHNDY + strength * (mixed @ platters_BHNDY)
+
+
+def _length(query_BHNX: Tensor) -> Tensor:
+    """Of each query, float32 (B, H, N), from above 0."""
+    return torch.linalg.vector_norm(query_BHNX, dim=-1, dtype=torch.float32).clamp_min(1e-12)
