@@ -13,6 +13,8 @@ from .config import TuneConfig
 _GIB = 2**30
 _TRAINED_BYTES = 4 + 4 + 8
 """Of a trained number: its float32 master, its gradient, Adam's two moments."""
+_WORKSPACE_BYTES = 2 * 32 * 2**20
+"""Of the matrix library, for the forward and for the backward thread; what PyTorch gives it on a Hopper GPU."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,22 @@ class MemoryEstimate:
     weights: the frozen model, as it is stored.
     training: float32 masters, gradients and moments of what is trained; originals of weights that are tuned.
     activations: what one forward pass leaves for its gradient, at its peak.
-    logits: of the model now and before, in float32, with their gradient.
+    logits: of the model now and before, in float32, with what the losses make of them and their gradient.
+    workspace: of the matrix library, on a GPU.
     """
 
     weights: int
     training: int
     activations: int
     logits: int
+    workspace: int = _WORKSPACE_BYTES
 
     @property
     def total(self) -> int:
-        return self.weights + self.training + self.activations + self.logits
+        return self.weights + self.training + self.activations + self.logits + self.workspace
 
     def __str__(self) -> str:
-        parts = ("weights", "training", "activations", "logits")
+        parts = ("weights", "training", "activations", "logits", "workspace")
         told = ", ".join(f"{name} {getattr(self, name) / _GIB:.2f}" for name in parts)
         return f"{self.total / _GIB:.2f} GiB ({told})"
 
@@ -81,7 +85,8 @@ def estimate_memory(
     pairs = 4 * settings.platters**2 * tokens * heads * (head_dim + 16) * size
     kept = above * tokens * width * size if config.gradient_checkpointing else above * inside
     torus = pairs if config.gradient_checkpointing else pairs * len(layers)
-    logits = tokens * vocabulary * 4 * (4 if config.kl_weight else 2)
+    # cross-entropy: a float32 copy, its log-softmax, two gradients; divergence: two log-softmaxes, a product
+    logits = tokens * vocabulary * 4 * (7 if config.kl_weight else 4)
     return MemoryEstimate(
         weights=weights,
         training=(terms + beside) * _TRAINED_BYTES + originals,
