@@ -14,7 +14,7 @@ _GIB = 2**30
 _TRAINED_BYTES = 4 + 4 + 8
 """Of a trained number: its float32 master, its gradient, Adam's two moments."""
 _WORKSPACE_BYTES = 2 * 32 * 2**20
-"""Of the matrix library, for the forward and for the backward thread; what PyTorch gives it on a Hopper GPU."""
+"""Of the matrix library, one each for the forward and the backward thread, as on a Hopper GPU."""
 
 
 @dataclass(frozen=True)
