@@ -140,4 +140,5 @@ class TorusTerms(nn.Module):
 
 def _length(query_BHNX: Tensor) -> Tensor:
     """Of each query, float32 (B, H, N), from above 0."""
-    return torch.linalg.vector_norm(query_BHNX, dim=-1, dtype=torch.float32).clamp_min(1e-12)
+    exact = torch.promote_types(query_BHNX.dtype, torch.float32)
+    return torch.linalg.vector_norm(query_BHNX, dim=-1, dtype=exact).clamp_min(1e-12).float()
