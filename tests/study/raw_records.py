@@ -200,3 +200,16 @@ def at_equal_cost(study: Study, arm: str, baseline: str, cost: str) -> dict[int,
         inside = costs.min() <= spent <= costs.max()
         found[seed] = run.last["eval_loss"] - float(np.interp(spent, costs, losses)) if inside else None
     return found
+
+
+def effect(study: Study, named: str) -> np.ndarray:
+    """A factor's, or of several an interaction's, in each seed: losses with their signs, over 2^(k - 1)."""
+    factors = {name: list(levels) for name, levels in study.spec["factors"].items()}
+    found: dict[int, float] = {}
+    for levels in itertools.product(*factors.values()):
+        high = {name: level == factors[name][1] for name, level in zip(factors, levels, strict=True)}
+        sign = math.prod(1 if high[name] else -1 for name in named.split(" x "))
+        arm = "+".join(f"{name}.{level}" for name, level in zip(factors, levels, strict=True))
+        for seed, run in study.of(arm, 1.0).items():
+            found[seed] = found.get(seed, 0.0) + sign * run.last["eval_loss"] / 2 ** (len(factors) - 1)
+    return np.array(list(found.values()))

@@ -23,6 +23,7 @@ from tests.study.raw_records import (
     at_equal_cost,
     at_equal_loss,
     detectable,
+    effect,
     holm,
     interval,
     numbers,
@@ -44,7 +45,11 @@ def check(folder: Path) -> dict[str, int]:
 
 
 def _tables(study: Study) -> None:
-    for part in (_arms, _outcome, _spread, _final, _comparisons, _savings, _equal_cost, _growths, _tuning):
+    if study.spec.get("factors"):
+        _effects(study)
+    else:
+        _comparisons(study)
+    for part in (_arms, _outcome, _spread, _final, _savings, _equal_cost, _growths, _tuning):
         part(study)
 
 
@@ -106,11 +111,22 @@ def _final(study: Study) -> None:
 
 
 def _comparisons(study: Study) -> None:
-    rows = study.tables["Comparisons"]
-    t_ps, flips = [], []
-    for row in rows:
+    def gaps(row: dict[str, str]) -> np.ndarray:
         arm, _, against = row["comparison"].partition(" − ")
-        gaps = study.gaps(arm, against)
+        return study.gaps(arm, against)
+
+    rows = study.tables["Comparisons"]
+    _tests(study, rows, [gaps(row) for row in rows])
+
+
+def _effects(study: Study) -> None:
+    rows = study.tables["Effects of the factors"]
+    _tests(study, rows, [effect(study, row["effect"]) for row in rows])
+
+
+def _tests(study: Study, rows: list[dict[str, str]], contrasts: list[np.ndarray]) -> None:
+    t_ps, flips = [], []
+    for row, gaps in zip(rows, contrasts, strict=True):
         study.same(row["difference"], gaps.mean())
         study.same(row["95 % interval"], *interval(gaps))
         t_ps.append(t_test(gaps))

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from numpy.testing import assert_allclose
-from tests.study.raw_records import Run, Study, at_equal_loss, interval
+from tests.study.raw_records import Run, Study, at_equal_loss, effect, interval
 
 from aiether.study.report._curves import read_records
 from aiether.study.report._figures import LOSS_FIGURES, LossFigure, lines_of, loss_picture
 from aiether.study.report._pareto import pareto_picture
 from aiether.study.report._results import Study as Results
 from aiether.study.report._results import read_results
-from aiether.study.report._rows import SAVINGS, differences, final_loss, savings
+from aiether.study.report._rows import SAVINGS, differences, effects, final_loss, savings
 from aiether.training.report.theme import Picture
 
 Points = Sequence[tuple[float, float]]
@@ -39,7 +39,10 @@ def check_figures(study: Study) -> None:
     for cost in PARETO_COST:
         _pareto(study, shown, cost)
     _final(study, shown)
-    _differences(study, shown)
+    if shown.factorial:
+        _effects(study, shown)
+    else:
+        _differences(study, shown)
     _savings(study, {picture.key: picture for picture in savings(shown)})
 
 
@@ -209,6 +212,11 @@ def _final(study: Study, shown: Results) -> None:
         for arm in (*full, *others)
     ]
     _rows(study, final_loss(shown), rows, [True] * len(rows))
+
+
+def _effects(study: Study, shown: Results) -> None:
+    rows = [dict(enumerate(effect(study, row["effect"]))) for row in study.results["factorial"]]
+    _rows(study, effects(shown), rows, [True] * len(rows))
 
 
 def _differences(study: Study, shown: Results) -> None:

@@ -14,6 +14,7 @@ from tests.study.raw_records import (
     at_equal_cost,
     at_equal_loss,
     detectable,
+    effect,
     holm,
     interval,
     sign_flip,
@@ -28,9 +29,10 @@ UNIT = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds"}
 def check_verdicts(study: Study) -> None:
     """Those of results.json against the raw records; tables.md and the page must show the same ones."""
     results = study.results
-    assert results["factorial"] is None, "effects of factors are not computed here"
     _shown(study)
-    _comparisons(study, results["comparisons"])
+    pairs, effects = results["comparisons"], results["factorial"] or ()
+    _comparisons(study, pairs, [study.gaps(row["arm"], row["against"]) for row in pairs])
+    _comparisons(study, effects, [effect(study, row["effect"]) for row in effects])
     for row in results["equal_cost"]:
         _equal_cost(study, row)
     for row in results["savings"]:
@@ -50,6 +52,8 @@ def _shown(study: Study) -> None:
                 said = f"{TABLE_COST[row['cost']]}: {said}"
             pair = f"{row['arm']} against {row['against']}"
             expected.setdefault(heading, []).append((pair, said))
+    for row in study.results["factorial"] or ():
+        expected.setdefault("Effects of the factors", []).append((row["effect"], row["verdict"]))
     assert {heading: sorted(said) for heading, said in expected.items()} == _in_markdown(study.page)
     assert {heading: sorted(said) for heading, said in expected.items()} == _in_html(study.html)
 
@@ -95,9 +99,8 @@ def _numbers(study: Study, row: Row, key: str, expected: Sequence[float | None])
 # -- planned comparisons ----------------------------------------------------------------------------------
 
 
-def _comparisons(study: Study, rows: Sequence[Row]) -> None:
+def _comparisons(study: Study, rows: Sequence[Row], found: Sequence[np.ndarray]) -> None:
     alpha, size = study.spec["alpha"], len(rows)
-    found = [study.gaps(row["arm"], row["against"]) for row in rows]
     test = {"t": t_test, "sign_flip": sign_flip}[study.spec["test"]]
     ps = holm([test(gaps) if len(gaps) > 1 else 1.0 for gaps in found])
     for row, gaps, p in zip(rows, found, ps, strict=True):
@@ -108,7 +111,7 @@ def _comparisons(study: Study, rows: Sequence[Row]) -> None:
         elif not gaps.any():
             assert said == f"no difference in any of {n} seeds"
         elif p <= alpha:
-            _difference(study, said, gaps, p, corrected=size > 1)
+            _difference(study, said, gaps, p, corrected=size > 1, interaction=" x " in row.get("effect", ""))
         elif study.spec["test"] == "sign_flip" and 2.0 ** (1 - n) > alpha / size:
             needed = next(m for m in range(1, 64) if 2.0 ** (1 - m) <= alpha / size)
             reach = r"not distinguishable: (\d+) seeds cannot reach p = (\S+) in a sign-flip test, (\d+) can"
@@ -120,14 +123,14 @@ def _comparisons(study: Study, rows: Sequence[Row]) -> None:
             study.same(shown[1], detectable(gaps, alpha / size))
 
 
-def _difference(study: Study, said: str, gaps: np.ndarray, p: float, *, corrected: bool) -> None:
-    side = "lower" if gaps.mean() < 0 else "higher"
+def _difference(
+    study: Study, said: str, gaps: np.ndarray, p: float, *, corrected: bool, interaction: bool
+) -> None:
+    side = "interaction of" if interaction else "lower by" if gaps.mean() < 0 else "higher by"
     after = " after Holm" if corrected else ""
-    mean, half, n, how, shown = _parts(
-        rf"{side} by (\S+) ± (\S+) over (\d+) seeds; p (=|<) (\S+){after}", said
-    )
+    mean, half, n, how, shown = _parts(rf"{side} (\S+) ± (\S+) over (\d+) seeds; p (=|<) (\S+){after}", said)
     low, high = interval(gaps)
-    study.same(mean, abs(gaps.mean()))
+    study.same(mean, gaps.mean() if interaction else abs(gaps.mean()))
     study.same(half, (high - low) / 2)
     study.same(n, len(gaps))
     if how == "<":

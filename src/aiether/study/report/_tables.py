@@ -167,7 +167,7 @@ def effects(study: Study) -> Table:
         "Effects of the factors",
         _contrast_grid(study.factorial, "effect"),
         "A main effect is the change when the factor is switched on, averaged over the levels of the others; "
-        "an interaction is how much one factor changes another's effect.",
+        "an interaction of two is half of what one of them changes in the other's effect.",
     )
 
 
