@@ -243,6 +243,35 @@ def _speed(label: str, measured: Any) -> str:
     return "\n".join(lines)
 
 
+def toroidal_tables() -> str:
+    """Time of a layer over that of plain attention, peak memory, and the arithmetic beside it."""
+    result = _read("toroidal_speed_cuda")
+    lengths = {length: result["lengths"][length] for length in sorted(result["lengths"], key=int)}
+    parts = [
+        part for part in ("layer", "layer, compiled", "attention") if part in next(iter(lengths.values()))
+    ]
+    titles = [
+        f"{part}, N = {int(length):,}" for length in lengths for part in (*parts, "memory", "arithmetic")
+    ]
+    arms = next(iter(lengths.values()))["layer"]
+    rows = [f"On {result['gpu']}:", "", f"| arm | {' | '.join(titles)} |", "|" + "---|" * (len(titles) + 1)]
+    for arm in arms:
+        cells: list[str] = []
+        for found in lengths.values():
+            for part in parts:
+                row = found[part].get(arm)
+                cells.append("" if row is None else _time(row, arm))
+            cells.append(f"{found['layer'][arm]['peak_ratio']:.2f}")
+            told = found["arithmetic"][arm]
+            cells.append(f"{told['computed']:.2f} ({told['needed']:.2f})")
+        rows.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _time(row: dict[str, float], arm: str) -> str:
+    return f"{1e3 * row['seconds']:.1f} ms" if arm == "plain" else f"{row['ratio']:.2f}"
+
+
 def prosqa_tables() -> str:
     """ProsQA by hops, and halting."""
     if not (RESULTS / "prosqa.json").exists():
@@ -256,6 +285,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/studies.md": study_tables,
     "docs/adaptive.md": speed_tables,
     "docs/prosqa.md": prosqa_tables,
+    "docs/toroidal.md": toroidal_tables,
 }
 
 
