@@ -10,7 +10,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 def test_the_measured_figures_are_current() -> None:
     script = runpy.run_path(str(REPOSITORY / "scripts" / "measured.py"))
-    assert set(script["PAGES"]) == {"README.md", "docs/studies.md", "docs/adaptive.md", "docs/prosqa.md"}
+    pages = {"README.md", *(f"docs/{name}.md" for name in ("studies", "adaptive", "prosqa", "toroidal"))}
+    assert set(script["PAGES"]) == pages
     for name, measured in script["PAGES"].items():
         page = (REPOSITORY / name).read_text(encoding="utf-8")
         assert script["with_measured"](page, measured()) == page, f"{name}: run python scripts/measured.py"
