@@ -66,6 +66,17 @@ def test_other_forms_conform(options: dict[str, Any]) -> None:
     assert [check.passed for check in report.checks] == [True] * len(checks), str(report)
 
 
+@pytest.mark.parametrize("options", [{}, {"window": 5}, {"platters": 1, "distance": "triangle"}])
+def test_documents_packed_into_a_row_are_what_they_are_alone(options: dict[str, Any]) -> None:
+    model = converted(sinks=2, **options)
+    documents = [tokens(1, length, seed=length) for length in (13, 9, 14)]
+    places = torch.cat([torch.arange(each.shape[1]) for each in documents])[None]
+    with torch.no_grad():
+        packed = model(torch.cat(documents, 1), position_ids=places, use_cache=False).logits
+        alone = torch.cat([model(each, use_cache=False).logits for each in documents], 1)
+    assert torch.allclose(packed, alone, atol=1e-5), (packed - alone).abs().amax(-1)
+
+
 def test_beams_and_sampling_work_with_padding() -> None:
     model = converted()
     ids = tokens(2, 8)

@@ -35,6 +35,8 @@ class Places:
     query, key: int64 (N,) and (M,), or (B, N) and (B, M) where rows begin at different places.
     allowed: bool, broadcast to (B, H, N, M); None: everything. Where `causal` it is that and causal.
     causal: query n sees keys 0 to n; N and M are equal.
+    first: int64 (B, N), the number of the first key that a query may see; where rows hold several documents
+        each has sinks of its own, counted from there. None: sinks are the keys at places below their number.
     known_by: equal for equal `query` and `key`, so that what was made of them can be kept; None: not known.
     """
 
@@ -42,6 +44,7 @@ class Places:
     key: Tensor
     allowed: Tensor | None = None
     causal: bool = True
+    first: Tensor | None = None
     known_by: Hashable = None
 
 
@@ -225,11 +228,15 @@ def _eager(
     shared = pairs_BPNX.shape[1] // key_BGMX.shape[1]
     keys, values = (each.repeat_interleave(shared, dim=1) for each in (key_BGMX, value_BGMX))
     query_places, key_places = (each if each.ndim == 2 else each[None] for each in (places.query, places.key))
-    sink_B1M = (key_places < settings.sinks)[:, None]
     order = torch.arange(key_BGMX.shape[2], device=key_BGMX.device)
 
     def steps_of(first: int, last: int) -> Tensor:
         return query_places[:, first:last, None] - key_places[:, None]
+
+    def sink_of(first: int, last: int) -> Tensor:  # (B, 1 or queries, M)
+        if places.first is None:
+            return (key_places < settings.sinks)[:, None]
+        return order - places.first[:, first:last, None] < settings.sinks
 
     def allowed(first: int, last: int) -> Tensor:
         seen = (order <= order[first:last, None]) if places.causal else torch.ones_like(order) > 0
@@ -237,12 +244,13 @@ def _eager(
             seen = seen & rows_of(places.allowed, first, last)
         if settings.window is not None:
             near = in_ring_window(steps_of(first, last), settings.period, settings.window)
-            seen = seen & (near | sink_B1M)[:, None]
+            seen = seen & (near | sink_of(first, last))[:, None]
         return seen
 
     def bias(first: int, last: int) -> Tensor:
         steps = steps_of(first, last)
-        far = ring_distance(steps, settings.period, settings.distance).masked_fill(sink_B1M, 0)
+        far = ring_distance(steps, settings.period, settings.distance)
+        far = far.masked_fill(sink_of(first, last), 0)
         return -lambda_BPN[:, :, first:last, None] * far[:, None]
 
     return attend_eager(pairs_BPNX, keys, values, allowed=allowed, bias=bias, scale=scale, dropout=dropout)

@@ -394,7 +394,7 @@ def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.
     """Where queries and keys stand. Without a mask the queries are the last tokens, causal among themselves.
 
     With one, a token stands at the last key that it may see, its own; places are counted from the first key
-    that anybody sees, so that padding on the left shifts nothing.
+    that anybody sees, so that padding on the left shifts nothing. Sinks are the first keys that it sees.
     """
     key_places = torch.arange(num_keys, device=device)
     if mask is None:
@@ -407,8 +407,10 @@ def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.
     allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
     rows_BNM = allowed[:, 0]
     first_B1 = rows_BNM.any(1).long().argmax(-1, keepdim=True)
-    own_BN = torch.cat([(rows * key_places).amax(-1) for rows in rows_BNM.split(_QUERIES, 1)], 1)
-    return Places(own_BN - first_B1, key_places - first_B1, allowed, causal=False)
+    blocks = rows_BNM.split(_QUERIES, 1)
+    own_BN = torch.cat([(rows * key_places).amax(-1) for rows in blocks], 1)
+    seen_BN = torch.cat([rows.long().argmax(-1) for rows in blocks], 1)
+    return Places(own_BN - first_B1, key_places - first_B1, allowed, causal=False, first=seen_BN)
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
