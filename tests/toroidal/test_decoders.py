@@ -66,6 +66,30 @@ def test_other_forms_conform(options: dict[str, Any]) -> None:
     assert [check.passed for check in report.checks] == [True] * len(checks), str(report)
 
 
+def test_a_name_on_the_hub_is_loaded_as_its_folder_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = converted()
+    model.save_pretrained(tmp_path / "cached")
+    asked: list[tuple[str, str | None]] = []
+
+    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        if name == "me/missing":
+            raise OSError("no such repository\nand more")
+        assert allow_patterns == ["*.json", "*.safetensors"], "and nothing else is fetched"
+        asked.append((name, revision))
+        return str(tmp_path / "cached")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found: Any = aiether.load("me/torus", revision="v1")
+    assert torch.equal(found.eval()(tokens()).logits, model(tokens()).logits)
+    assert asked == [("me/torus", "v1")]
+    with pytest.raises(ValueError, match=r"'me/missing' is not a folder.*no such repository.: check"):
+        aiether.load("me/missing")
+    with pytest.raises(ValueError, match="holds no model"):
+        aiether.load(tmp_path / "nothing")
+
+
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"platters": 1, "distance": "triangle"}])
 def test_documents_packed_into_a_row_are_what_they_are_alone(options: dict[str, Any]) -> None:
     model = converted(sinks=2, **options)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 RECORD, TENSORS = "toroidal.json", "toroidal.safetensors"
 """The record is written last: without it a folder is not complete."""
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _AS_WRITTEN: dict[str, Any] = {
     "push_to_hub": False,
     "max_shard_size": "50GB",
@@ -115,20 +117,23 @@ def _place(base: str) -> str:
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
-def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
+def load(folder: str | Path, *, revision: str | None = None, **kwargs: Any) -> PreTrainedModel:
     """A model that `save_pretrained` of a retrofitted model wrote, whole or as differences.
 
     Args:
+        folder: a folder, or a name on the Hub (`owner/name`), whose JSON and safetensors are downloaded once.
+        revision: of a name on the Hub.
         kwargs: those of transformers' `from_pretrained`, as `dtype` and `device_map`.
 
     Raises
     ------
     ValueError
-        If the folder is neither, or the base model is not the one that it was written for.
+        If the folder is neither, a name on the Hub cannot be had, or the base model is not the one that it
+        was written for.
     """
     from .decoders import retrofit
 
-    folder = Path(folder)
+    folder = _local(folder, revision)
     if not (folder / RECORD).is_file():
         return _load_whole(folder, **{"use_safetensors": True, **kwargs})
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -155,6 +160,27 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     if (folder / GENERATION_CONFIG_NAME).is_file() and "generation_config" not in kwargs:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
+
+
+def _local(name: str | Path, revision: str | None) -> Path:
+    """The folder of that name; one on the Hub as it lies in the cache."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() or not _HUB_NAME.fullmatch(str(name)):
+        return folder
+    import huggingface_hub  # needed for a name alone
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(name), revision=revision, allow_patterns=["*.json", "*.safetensors"]
+            )
+        )
+    except Exception as error:  # of several libraries: no such name, no rights, no network
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{str(name)!r} is not a folder, and as a name on the Hub it cannot be downloaded ({reason}): "
+            "check the name and the network"
+        ) from error
 
 
 def _load_whole(folder: Path, **kwargs: Any) -> PreTrainedModel:
