@@ -107,9 +107,20 @@ def test_transfer_compares_each_layer_on_the_inputs_that_it_had() -> None:
     assert all(".layers.0.self_attn" in name or ".layers.2.self_attn" in name for name in learned)
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_stopped_and_gone_on_with_is_bit_by_bit_the_same(kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("lora", torch.float32), ("full", torch.float32), ("lora", torch.float16)]
+)
+def test_stopped_and_gone_on_with_is_bit_by_bit_the_same(
+    kind: Any, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_FIRST_SCALE", 2.0**40)  # too large: it falls, and is kept as it is by then
     config = TuneConfig(**{**vars(QUICK), "tune": kind})
+
+    def toroidal(name: str) -> Any:
+        return aiether.retrofit(
+            plain(name).to(dtype), layers=[0, 2], platters=2, period=16, lambda_distance=4.0
+        )
+
     whole = toroidal("gpt2")
     expected = tune(whole, batch, config)
 
@@ -133,12 +144,55 @@ def test_stopped_and_gone_on_with_is_bit_by_bit_the_same(kind: Any, tmp_path: Pa
         tune(toroidal("gpt2"), batch, TuneConfig(**{**vars(config), "lr": 1e-3}), state_dir=tmp_path)
 
 
-def test_half_precision_has_single_masters_and_comes_back_half() -> None:
-    model = aiether.retrofit(plain().to(torch.bfloat16), layers=[0], platters=2)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("kind", ["lora", "full", "terms"])
+def test_half_precision_has_single_masters_and_comes_back_half(
+    kind: Any, bf16: bool, dtype: torch.dtype
+) -> None:
+    model = aiether.retrofit(plain().to(dtype), layers=[0], platters=2)
     types = {name: value.dtype for name, value in model.state_dict().items()}
-    tuned = tune(model, batch, TuneConfig(**{**vars(QUICK), "tune": "full", "bf16": True}))
+    config = TuneConfig(**{**vars(QUICK), "tune": kind, "bf16": bf16})
+    if bf16 and dtype == torch.float16:  # a GPU can
+        with pytest.raises(ValueError, match="the model is in float16"):
+            tune(model, batch, config)
+        return
+    tuned = tune(model, batch, config)
     assert tuned.trained > 0
     assert {name: value.dtype for name, value in model.state_dict().items()} == types
+
+
+def moved_terms(dtype: torch.dtype) -> Tensor:
+    """How far the terms were moved by a loss so small that its gradients are none in float16."""
+    torch.manual_seed(0)
+    model = aiether.retrofit(plain().to(dtype), layers=[0], platters=2, period=16, lambda_distance=4.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if ".torus." in name}
+    tune(model, batch, TuneConfig(**{**vars(QUICK), "tune": "terms", "transfer_steps": 0}))
+    after = dict(model.named_parameters())
+    return torch.cat([(after[name].detach() - value).flatten() for name, value in before.items()])
+
+
+def test_small_gradients_are_not_lost_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def small(*args: Any, **kwargs: Any) -> Any:
+        loss, parts = tuning_loss(*args, **kwargs)
+        return loss * 1e-5, parts
+
+    monkeypatch.setattr(loop, "tuning_loss", small)
+    exact = moved_terms(torch.float32)
+    assert torch.cosine_similarity(moved_terms(torch.float16), exact, dim=0) > 0.9
+    monkeypatch.setattr(loop, "_FIRST_SCALE", 1.0)
+    assert torch.cosine_similarity(moved_terms(torch.float16), exact, dim=0) < 0.5, "without scaling"
+
+
+def test_gradients_that_are_never_finite_end_the_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def steep(*args: Any, **kwargs: Any) -> Any:
+        loss, parts = tuning_loss(*args, **kwargs)
+        return loss + 1e30 * (loss - loss.detach()), parts
+
+    monkeypatch.setattr(loop, "tuning_loss", steep)
+    config = TuneConfig(**{**vars(QUICK), "transfer_steps": 0, "steps": 30})
+    with pytest.raises(ValueError, match="gradients are not finite in step 14"):
+        tune(aiether.retrofit(plain().half(), layers=[0], platters=2), batch, config)
 
 
 def test_under_autocast_the_teacher_is_still_the_model_as_it_was() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,8 @@ from .losses import transfer_loss, tuning_loss
 Batches = Callable[[int], Tensor]
 """The windows of a forward pass by its number, int64 (B, T)."""
 STATE, TENSORS = "state.json", "state.safetensors"
+_FIRST_SCALE, _GROWTH_INTERVAL = 2.0**13, 200
+"""Of the loss in float16, doubled after so many steps: a gradient of 1e-8 is a number, one of 4 finite."""
 
 
 @dataclass
@@ -64,7 +67,8 @@ def tune(
     Raises
     ------
     ValueError
-        If the state is of other settings, or a loss is not finite.
+        If the state is of other settings, a loss is not finite, gradients never are in float16, or the device
+        cannot mix the types that are asked for.
     """
     loop = _Loop(model, config, about)
     tuned = Tuned(trained=sum(p.numel() for p in loop.trained.values()))
@@ -96,6 +100,13 @@ class _Loop:
                 "first (merge_and_unload)"
             )
         torch.manual_seed(config.seed)
+        self.computed_in = _computed_in(model, config)
+        self.scaler = torch.amp.GradScaler(
+            model.device.type,
+            init_scale=_FIRST_SCALE,
+            growth_interval=_GROWTH_INTERVAL,
+            enabled=self.computed_in is torch.float16,
+        )
         self.required = {name: p.requires_grad for name, p in model.named_parameters()}
         self.stored: dict[str, torch.dtype] = {}
         self.originals: dict[str, Tensor] = {}
@@ -146,9 +157,10 @@ class _Loop:
                     parts = {"transfer": loss.detach()}
                 else:
                     loss, parts = tuning_loss(self.model, ids_BT, self.originals, kl_weight=config.kl_weight)
-            (loss / config.accumulation).backward()
+            self.scaler.scale(loss / config.accumulation).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value / config.accumulation
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(list(self.trained.values()), config.max_grad_norm)
         row = {"step": step + 1, "stage": "transfer" if transfer else "tune", "progress": progress}
         row |= {name: value.item() for name, value in sums.items()}
@@ -157,13 +169,20 @@ class _Loop:
                 f"the loss is not finite in step {step + 1} ({row}): choose smaller rates (lr, terms_lr), or "
                 "a longer ramp"
             )
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)  # not where a gradient left float16
+        self.scaler.update()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise ValueError(
+                f"gradients are not finite in step {step + 1}, however small the loss is scaled: choose "
+                "smaller rates (lr, terms_lr), or bf16"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         return row
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
-        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.config.bf16):
+        """What is trained is float32, whatever type the other weights have."""
+        with torch.autocast(self.model.device.type, self.computed_in, enabled=self.computed_in is not None):
             yield
 
     def leave(self) -> None:
@@ -194,7 +213,7 @@ class _Loop:
         sync_file(partial)
         partial.replace(path)
         record = {"step": step, "tensors": path.name, "settings": self._settings(), "rows": tuned.rows}
-        record["seconds"] = tuned.seconds
+        record |= {"seconds": tuned.seconds, "scaler": self.scaler.state_dict()}
         write_json(folder / STATE, record)
         for old in folder.glob(f"*-{TENSORS}"):
             if old != path:
@@ -214,6 +233,8 @@ class _Loop:
         for name, parameter in self.trained.items():
             with torch.no_grad():
                 parameter.copy_(tensors[f"weight.{name}"])
+            if f"step.{name}" not in tensors:  # no step was taken yet: none had finite gradients
+                continue
             state = {}
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 value = tensors[f"{key}.{name}"]
@@ -222,6 +243,8 @@ class _Loop:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self.model.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.model.device)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(record["scaler"])
         tuned.rows[:], tuned.seconds = record["rows"], record.get("seconds", 0.0)
         return int(record["step"])
 
@@ -231,3 +254,19 @@ class _Loop:
         names = {name: list(p.shape) for name, p in self.trained.items()}
         text = json.dumps([asdict(self.config), held, names, self.about], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _computed_in(model: Any, config: TuneConfig) -> torch.dtype | None:
+    """The type of autocast: bfloat16 where it is asked for, else that of most of a half model's numbers."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    main = sizes.most_common(1)[0][0]
+    if config.bf16 and main is torch.float16 and model.device.type == "cpu":
+        raise ValueError(
+            "bf16 is asked for, and the model is in float16, whose norms a CPU cannot compute in bfloat16: "
+            "leave bf16 out, or load the model in another type"
+        )
+    if config.bf16:
+        return torch.bfloat16
+    return main if main in (torch.float16, torch.bfloat16) else None
