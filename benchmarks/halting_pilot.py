@@ -4,9 +4,9 @@
     python benchmarks/halting_pilot.py runs/stories --device cpu          # a quarter of an hour a seed
 
 All three parts, 8 layers of width 256, context 512, 100 steps of 32 windows, AdamW. Each seed is trained
-once, into `--runs`, unless it is there, and evaluated on the same held-out windows; the loss at q = 1 is that
-of all iterations. Training on a GPU does not repeat bit by bit, so that runs of their own for each q would differ by
-more than what is looked for. Writes benchmarks/results/halting_pilot.json.
+once, into `--runs`, unless it is there, and evaluated on the same held-out windows; the loss at q = 1 is
+that of all iterations. Training on a GPU does not repeat bit by bit, so that runs of their own for each q
+would differ by more than what is looked for. Writes benchmarks/results/halting_pilot.json.
 """
 
 from __future__ import annotations
