@@ -84,7 +84,10 @@ def _outcome(study: Study) -> None:
             ("time", "elapsed_s"),
         ):
             study.same(row[column], mean(lambda last, key=key: last[key]))
-        study.same(row["tokens/s"], mean(lambda last: last["tokens"] / last["elapsed_s"]))
+        if any(run.last["elapsed_s"] for run in runs):
+            study.same(row["tokens/s"], mean(lambda last: last["tokens"] / last["elapsed_s"]))
+        else:  # an arm that trains nothing
+            assert row["tokens/s"] == "–", row
         study.same(row["loss"], mean(lambda last: last["eval_loss"]))
         if runs[0].last["bits_per_byte"] is not None:
             study.same(row["bits/byte"], mean(lambda last: last["bits_per_byte"]))

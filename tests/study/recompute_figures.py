@@ -34,6 +34,7 @@ def check_figures(study: Study) -> None:
     records, lost = read_records(shown, study.folder)
     assert not lost, lost
     lines = [(line.arm.condition, line.arm.length, line.full) for line in lines_of(shown, records)]
+    lines = [line for line in lines if any(run.last["tokens"] for run in study.of(*line[:2]).values())]
     for figure in LOSS_FIGURES:
         _loss(study, lines, figure, loss_picture(shown, lines_of(shown, records), figure))
     for cost in PARETO_COST:
@@ -156,6 +157,7 @@ def _pareto(study: Study, shown: Results, cost: str) -> None:
     unit = _unit(axes) if cost == "seconds" else 1.0
     arms = [(arm.condition, arm.length) for arm in shown.arms]
     assert set(arms) == {(run.condition, run.length) for run in study.runs}
+    arms = [arm for arm in arms if any(run.last["tokens"] for run in study.of(*arm).values())]
     points, ranges = [], []
     for arm in arms:
         runs = list(study.of(*arm).values())
