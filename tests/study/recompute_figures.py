@@ -174,7 +174,8 @@ def _pareto(study: Study, shown: Results, cost: str) -> None:
     for (x, _), ends, bar in zip(points, ranges, plain[1:], strict=False):
         _same(study, bar, ((x, x), ends))
     curves = plain[1 + len(points) :]
-    for name, curve in zip(shown.baselines, curves, strict=True):
+    lined = [name for name in shown.baselines if sum(arm[0] == name for arm in arms) > 1]
+    for name, curve in zip(lined, curves, strict=True):
         own = sorted(point for arm, point in zip(arms, points, strict=True) if arm[0] == name)
         _same(study, curve, np.transpose(own))
 
