@@ -48,6 +48,30 @@ def folder(content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return tmp_path / "study"
 
 
+def test_effects_of_factors_can_be_computed_from_the_raw_records_alone(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiether.study.report._page._write_figures", lambda drawn, folder: None)
+
+    def entangled(condition: str, length: float, seed: int) -> float:
+        deep, wide = "deep.on" in condition, "wide.on" in condition
+        spread = 0.01 * math.sin(7 * seed + 2 * deep + 3 * wide)
+        return 4.0 - 0.4 * deep + 0.02 * wide + 0.3 * deep * wide + spread
+
+    factors = {"deep": {"off": {}, "on": {"lr": 0.01}}, "wide": {"off": {}, "on": {"weight_decay": 0.3}}}
+    del content["lengths"]
+    content |= {"conditions": {}, "baseline": None, "factors": factors, "seeds": 5}
+    folder = tmp_path / "study"
+    run_study(spec_from(content), folder, Silent(), backend=lambda threads: FakeWorkers(entangled))
+    found = check(folder)
+    assert found["tables"] > 80
+    assert found["verdicts"] > 20
+    page = folder / "tables.md"
+    page.write_text(page.read_text().replace("| deep x wide | 5 | +0.", "| deep x wide | 5 | +1."))
+    with pytest.raises(AssertionError):
+        check(folder)
+
+
 def test_every_number_can_be_computed_from_the_raw_records_alone(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

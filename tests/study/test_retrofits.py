@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.study.fakes import Silent
+from tests.study.recompute import check
 from tests.study.test_spec import study
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +22,7 @@ from aiether.study.cell import Outcome, run_cell
 from aiether.study.check import check_spec
 from aiether.study.pool import Order
 from aiether.study.pretraining import pretrain
+from aiether.study.report import write_study_report
 from aiether.study.runner import run_study
 from aiether.study.spec import plain, spec_from
 
@@ -122,6 +124,8 @@ def test_a_study_trains_one_model_and_goes_on_where_it_stopped(
     assert not torch.equal(kept, base)
     assert not (folder / "cells/untouched/1-seed0/final").exists(), "that is the model in base"
     assert (folder / "cells/torus/1-seed0/final/toroidal.safetensors").is_file()
+    write_study_report(folder)
+    assert check(folder)["tables"] > 100, "as the raw records have it, arms that train nothing among them"
 
 
 def test_without_keeping_models_a_run_leaves_its_records_alone(
