@@ -4,8 +4,8 @@
     python benchmarks/texts.py runs/stories train.txt --held_out valid.txt --tokenizer gpt2_bpe/
 
 Writes train.bin, val.bin (uint16) and tokenizer/ into the folder, which `dataset_path` takes. Held out are
-the given texts, or the share of each that `aiether.data` holds out; the parts of several texts lie one behind
-the other. Studies with a preset for a GPU look at 480 or 640 held-out windows of 512 tokens.
+the given texts, or the share of each that `aiether.data` sets aside, which `--held_out` leaves out; the parts
+of several texts lie one behind the other. GPU presets look at 480 or 640 held-out windows of 512 tokens.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", help="instead of a new one of `vocab_size`")
     parser.add_argument("--cache_dir")
     settings = parser.parse_args()
+    if any(name.endswith(".bin") for name in (*settings.texts, *(settings.held_out or ()))):
+        raise SystemExit("a .bin file holds tokens already: name texts")
     asked = {"tokenizer": settings.tokenizer} if settings.tokenizer else {"vocab_size": settings.vocab_size}
     data = packed(tuple(settings.texts), settings, **asked)
     if data.vocab_size > 2**16:

@@ -113,7 +113,8 @@ def test_transfer_compares_each_layer_on_the_inputs_that_it_had() -> None:
 def test_stopped_and_gone_on_with_is_bit_by_bit_the_same(
     kind: Any, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_FIRST_SCALE", 2.0**40)  # too large: it falls, and is kept as it is by then
+    monkeypatch.setattr(loop, "_FIRST_SCALE", 2.0**19)  # too large: it falls, and is kept as it is by then
+    monkeypatch.setattr(loop, "_GROWTH_INTERVAL", 3)
     config = TuneConfig(**{**vars(QUICK), "tune": kind})
 
     def toroidal(name: str) -> Any:
@@ -123,6 +124,9 @@ def test_stopped_and_gone_on_with_is_bit_by_bit_the_same(
 
     whole = toroidal("gpt2")
     expected = tune(whole, batch, config)
+    skipped = [row["step"] for row in expected.rows if row.get("skipped")]
+    assert bool(skipped) == (dtype == torch.float16)
+    assert len(skipped) < 4, "and most steps are taken"
 
     def stop(row: dict[str, Any]) -> None:
         if row["step"] == 5:
@@ -179,6 +183,7 @@ def test_small_gradients_are_not_lost_in_float16(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(loop, "tuning_loss", small)
     exact = moved_terms(torch.float32)
+    assert torch.allclose(moved_terms(torch.float16), exact, atol=0.02)
     assert torch.cosine_similarity(moved_terms(torch.float16), exact, dim=0) > 0.9
     monkeypatch.setattr(loop, "_FIRST_SCALE", 1.0)
     assert torch.cosine_similarity(moved_terms(torch.float16), exact, dim=0) < 0.5, "without scaling"
@@ -190,9 +195,33 @@ def test_gradients_that_are_never_finite_end_the_tuning(monkeypatch: pytest.Monk
         return loss + 1e30 * (loss - loss.detach()), parts
 
     monkeypatch.setattr(loop, "tuning_loss", steep)
-    config = TuneConfig(**{**vars(QUICK), "transfer_steps": 0, "steps": 30})
-    with pytest.raises(ValueError, match="gradients are not finite in step 14"):
-        tune(aiether.retrofit(plain().half(), layers=[0], platters=2), batch, config)
+    for steps, said in ((30, "gradients are not finite in step 14"), (5, "no step was taken")):
+        config = TuneConfig(**{**vars(QUICK), "transfer_steps": 0, "steps": steps})
+        with pytest.raises(ValueError, match=said):
+            tune(aiether.retrofit(plain().half(), layers=[0], platters=2), batch, config)
+
+
+def test_gradients_are_clipped_by_their_own_size_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: dict[torch.dtype, list[float]] = {torch.float16: [], torch.float32: []}
+    clip = torch.nn.utils.clip_grad_norm_
+    for dtype, found in norms.items():
+        monkeypatch.setattr(
+            torch.nn.utils, "clip_grad_norm_", lambda *given, found=found: found.append(clip(*given).item())
+        )
+        moved_terms(dtype)
+    assert norms[torch.float16] == pytest.approx(norms[torch.float32], rel=0.1)
+
+
+def test_a_state_of_another_type_is_another_tuning(tmp_path: Path) -> None:
+    def stop(row: dict[str, Any]) -> None:
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(toroidal(), batch, QUICK, state_dir=tmp_path, report=stop)
+    half = aiether.retrofit(plain().half(), layers=[0, 2], platters=2, period=16, lambda_distance=4.0)
+    with pytest.raises(ValueError, match="other settings"):
+        tune(half, batch, QUICK, state_dir=tmp_path)
 
 
 def test_under_autocast_the_teacher_is_still_the_model_as_it_was() -> None:

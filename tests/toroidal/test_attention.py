@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -300,3 +301,53 @@ def test_the_eager_path_makes_nothing_for_each_pair_of_tokens(
     with Largest() as largest:
         module(torch.randn(1, length, 16), present).sum().backward()
     assert 8 * length <= largest.entries < length * length / 10
+
+
+@pytest.mark.parametrize("backend", ["flash", "eager"])
+def test_a_gate_has_a_gradient_where_one_asks_for_it(backend: Any) -> None:
+    chosen = ToroidalSettings(platters=2, period=16, backend=backend, platter_rotary=True)
+    query, key, value = tensors(20)
+    order, found = torch.arange(20), []
+    allowed = torch.ones(20, 20, dtype=torch.bool).tril()
+    for way in ("path", "definition"):
+        terms = replace(terms_of(chosen)(query), gate=torch.tensor(0.3, requires_grad=True))
+        if way == "path":
+            output = toroidal_attention(query, key, value, terms, chosen, in_line(20), scale=HEAD_DIM**-0.5)
+        else:
+            keys, values = (each.repeat_interleave(HEADS // GROUPS, dim=1) for each in (key, value))
+            output = reference_attention(
+                query, keys, values, terms, chosen, query_places=order, key_places=order, allowed=allowed,
+                scale=HEAD_DIM**-0.5,
+            )  # fmt: skip
+        found.append(gradients(output, [terms.gate])[0])
+    assert torch.allclose(found[0], found[1], rtol=1e-4), found
+
+
+def test_the_eager_path_has_second_derivatives() -> None:
+    chosen = ToroidalSettings(platters=2, period=16, backend="eager", platter_rotary=True)
+    terms = terms_of(chosen).double()
+    query, key, value = (each[:1, :, :5].detach().requires_grad_() for each in tensors(6, torch.float64))
+
+    def attend(query: Tensor) -> Tensor:
+        told = replace(terms(query), lambda_BHN=torch.ones(1, HEADS, 5))
+        return toroidal_attention(query, key, value, told, chosen, in_line(5), scale=0.2)
+
+    (once,) = torch.autograd.grad(attend(query).square().sum(), query, create_graph=True)
+    (twice,) = torch.autograd.grad(once.square().sum(), query)
+    moved = query.detach() + 1e-2 * twice / twice.norm()
+    (there,) = torch.autograd.grad(attend(moved.requires_grad_()).square().sum(), moved)
+    rise = (there.square().sum() - once.square().sum()).item()
+    assert rise == pytest.approx(1e-2 * twice.norm().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_query_of_zeros_has_a_gradient(dtype: torch.dtype) -> None:
+    terms = terms_of(ToroidalSettings(platters=1, period=16))
+    query = torch.randn(1, HEADS, 6, HEAD_DIM, generator=torch.Generator().manual_seed(0)).to(dtype)
+    query[:, :, 3] = 0
+    query.requires_grad_()
+    found = terms(query).lambda_BHN
+    assert found[:, :, 3].isfinite().all()
+    grads = torch.autograd.grad(found.sum(), [query, *terms.parameters()], allow_unused=True)
+    assert all(grad.isfinite().all() for grad in grads if grad is not None)
+    assert not grads[0][:, :, 3].any()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
+from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -66,28 +69,60 @@ def test_other_forms_conform(options: dict[str, Any]) -> None:
     assert [check.passed for check in report.checks] == [True] * len(checks), str(report)
 
 
+@pytest.mark.parametrize("whole", [False, True])
 def test_a_name_on_the_hub_is_loaded_as_its_folder_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = converted()
-    model.save_pretrained(tmp_path / "cached")
-    asked: list[tuple[str, str | None]] = []
+    base, cache = LLAMA.build(depth=2), tmp_path / "cached"
+    base.save_pretrained(tmp_path / "base")
+    model: Any = aiether.retrofit(base, layers=[0], platters=2, period=16)
+    set_progress(model, 1.0)
+    model.save_pretrained(
+        tmp_path / "all", whole=whole, **({} if whole else {"base": str(tmp_path / "base")})
+    )
+    (tmp_path / "all" / "other.safetensors").write_bytes(b"of something else")
+    asked: list[dict[str, Any]] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+    def download(name: str, *, allow_patterns: list[str], **options: Any) -> str:
         if name == "me/missing":
-            raise OSError("no such repository\nand more")
-        assert allow_patterns == ["*.json", "*.safetensors"], "and nothing else is fetched"
-        asked.append((name, revision))
-        return str(tmp_path / "cached")
+            raise OSError("\nno such repository\nand more")
+        asked.append(options)
+        cache.mkdir(exist_ok=True)
+        for file in (tmp_path / ("base" if name == "me/plain" else "all")).iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, cache)
+        return str(cache)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    found: Any = aiether.load("me/torus", revision="v1")
-    assert torch.equal(found.eval()(tokens()).logits, model(tokens()).logits)
-    assert asked == [("me/torus", "v1")]
-    with pytest.raises(ValueError, match=r"'me/missing' is not a folder.*no such repository.: check"):
+    found: Any = aiether.load("me/torus", revision="v1", local_files_only=True)
+    assert torch.equal(found.eval()(tokens()).logits, model.eval()(tokens()).logits)
+    assert asked == [{"revision": "v1", "local_files_only": True}] * 2
+    assert not (cache / "other.safetensors").exists()
+    shutil.rmtree(cache)
+    with pytest.raises(ValueError, match="without toroidal layers"):
+        aiether.load("me/plain")
+    assert not list(cache.glob("*.safetensors")), "weights are fetched of a torus alone"
+    with pytest.raises(ValueError, match=r"'me/missing' is not a folder.*\(no such repository\): check"):
         aiether.load("me/missing")
-    with pytest.raises(ValueError, match="holds no model"):
-        aiether.load(tmp_path / "nothing")
+    for local in (tmp_path / "nothing", "./nothing", "../nothing"):
+        with pytest.raises(ValueError, match="holds no model"):
+            aiether.load(local)
+
+
+def test_a_window_of_the_mask_itself_has_no_sinks_that_move_along() -> None:
+    model = converted(sinks=2, period=50)
+    ids, order = tokens(1, 20), torch.arange(20)
+    steps = order[:, None] - order
+    window = (steps >= 0) & (steps < 6)
+    with torch.no_grad():
+        found = model(ids, attention_mask=window[None, None], use_cache=False).logits
+        model.config.toroidal["sinks"] = 0
+        for terms in torus_terms(model):
+            terms.settings = replace(terms.settings, sinks=0)
+        none = model(ids, attention_mask=window[None, None], use_cache=False).logits
+    far = slice(13, None)  # two layers see ten tokens back, past the row's own sinks
+    assert torch.allclose(found[:, far], none[:, far], atol=1e-5)
+    assert not torch.allclose(found[:, 2:7], none[:, 2:7], atol=1e-5), "the row's own are there"
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"platters": 1, "distance": "triangle"}])

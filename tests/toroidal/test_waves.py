@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from aiether.toroidal import Places, ToroidalSettings, TorusTerms, toroidal_attention
-from aiether.toroidal.waves import in_halves
+from aiether.toroidal.waves import in_halves, waves_of
 
 SETTINGS = ToroidalSettings(platters=2, period=16, lambda_distance=5.0, sinks=2, backend="flash")
 
@@ -50,6 +50,21 @@ def test_what_is_kept_of_one_torus_is_not_taken_for_another(change: dict[str, An
             assert all(torch.equal(one, other) for one, other in zip(kept, anew, strict=True))
     line = Places(order, order, known_by="line")
     assert not torch.equal(attended(SETTINGS, line)[0], attended(changed, line)[0])
+
+
+def test_what_is_kept_in_one_type_is_not_taken_in_another() -> None:
+    order = torch.arange(40)
+    settings = replace(SETTINGS, period=17)
+
+    def told(places: Places, dtype: torch.dtype) -> Tensor:
+        return waves_of(settings, places, 0.25, dtype)[1]
+
+    places = Places(order, order, known_by="line")
+    half, single = told(places, torch.bfloat16), told(places, torch.float32)
+    assert (half.dtype, single.dtype) == (torch.bfloat16, torch.float32)
+    assert told(places, torch.float32) is single, "and what is kept is taken"
+    few = Places(order[-4:], order, causal=False, known_by="line")
+    assert told(few, torch.float32) is not told(few, torch.float32), "while decoding nothing is"
 
 
 def test_what_was_kept_in_inference_mode_can_be_trained_with() -> None:

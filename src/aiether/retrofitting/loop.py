@@ -36,7 +36,8 @@ class Tuned:
 
     Attributes
     ----------
-    rows: of each step: `step`, `stage`, `progress`, and the losses of its stage in nats per token.
+    rows: of each step: `step`, `stage`, `progress`, and the losses of its stage in nats per token; `skipped`
+        where float16 could not hold a gradient.
     trained: parameters that were trained.
     seconds: that it took; those of calls that were stopped count up to their last saved state.
     """
@@ -82,6 +83,10 @@ def tune(
                 report(tuned.rows[-1])
             if state_dir is not None and (step + 1) % config.save_interval == 0:
                 loop.save(state_dir, tuned, step + 1)
+        if tuned.rows and all(row.get("skipped") for row in tuned.rows):
+            raise ValueError(
+                "no step was taken, since no gradient was finite in float16: load the model in another type"
+            )
         set_progress(model, 1.0)
         remove_adapters(model, merge=True)
     finally:
@@ -169,12 +174,15 @@ class _Loop:
                 f"the loss is not finite in step {step + 1} ({row}): choose smaller rates (lr, terms_lr), or "
                 "a longer ramp"
             )
-        self.scaler.step(self.optimizer)  # not where a gradient left float16
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.get_scale() < scale:  # a gradient left float16, and no step was taken
+            row["skipped"] = True
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise ValueError(
-                f"gradients are not finite in step {step + 1}, however small the loss is scaled: choose "
-                "smaller rates (lr, terms_lr), or bf16"
+                f"gradients are not finite in step {step + 1}, however small the loss is scaled: load the "
+                "model in another type"
             )
         self.optimizer.zero_grad(set_to_none=True)
         return row
@@ -252,7 +260,8 @@ class _Loop:
         """A digest of everything that the state depends on."""
         held = {**self.model.config.toroidal, "progress": None}
         names = {name: list(p.shape) for name, p in self.trained.items()}
-        text = json.dumps([asdict(self.config), held, names, self.about], sort_keys=True)
+        told = [asdict(self.config), held, names, self.about, str(self.computed_in)]
+        text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -35,17 +35,17 @@ class Places:
     query, key: int64 (N,) and (M,), or (B, N) and (B, M) where rows begin at different places.
     allowed: bool, broadcast to (B, H, N, M); None: everything. Where `causal` it is that and causal.
     causal: query n sees keys 0 to n; N and M are equal.
-    first: int64 (B, N), the number of the first key that a query may see; where rows hold several documents
-        each has sinks of its own, counted from there. None: sinks are the keys at places below their number.
     known_by: equal for equal `query` and `key`, so that what was made of them can be kept; None: not known.
+    first: int64 (B, N), the number of the key with which a query's document begins, from which its sinks are
+        counted, where rows hold several documents. None: sinks are the keys at places below their number.
     """
 
     query: Tensor
     key: Tensor
     allowed: Tensor | None = None
     causal: bool = True
-    first: Tensor | None = None
     known_by: Hashable = None
+    first: Tensor | None = None
 
 
 def toroidal_attention(
@@ -119,7 +119,7 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
         If the settings ask for one that cannot.
     """
     plain = settings.window is None and settings.distance != "triangle"
-    one_block = places.allowed is None and dropout == 0
+    one_block = places.allowed is None and places.first is None and dropout == 0
     flash = plain and one_block and flash_takes(query_BHNX)
     able = {"flash": flash, "flex": one_block and flex_takes(query_BHNX), "eager": True}
     if not able.get(settings.backend, True) and one_block:
@@ -161,12 +161,12 @@ def pairs_of_platters(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettin
 class _Pairs(torch.autograd.Function):
     """(1 - g) q + g sqrt(D) (the platter k of q, where l lies), for all pairs written into one tensor."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, query_BHNX: Tensor, gate: Tensor, settings: ToroidalSettings) -> Tensor:
+    def forward(query_BHNX: Tensor, gate: Tensor, settings: ToroidalSettings) -> Tensor:
         platters, turns = settings.platters, settings.platter_rotary
-        ctx.settings = settings
         gate = gate.to(query_BHNX.dtype)
-        ctx.save_for_backward(gate)
         batch, heads, length, width = query_BHNX.shape
         pairs = query_BHNX.new_empty(batch, heads, platters, platters, length, width)
         pairs.copy_(((1 - gate) * query_BHNX)[:, :, None, None])
@@ -178,19 +178,30 @@ class _Pairs(torch.autograd.Function):
         return pairs.flatten(1, 3)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        query_BHNX, gate, ctx.settings = inputs
+        learned = getattr(gate, "requires_grad", False)
+        ctx.save_for_backward(gate, query_BHNX if learned else None)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         platters, turns = ctx.settings.platters, ctx.settings.platter_rotary
-        (gate,) = ctx.saved_tensors
+        gate, query_BHNX = ctx.saved_tensors
         pairs = grad_outputs[0].unflatten(1, (-1, platters, platters))
-        grad_query = pairs.sum((2, 3)) * (1 - gate)
+        whole = pairs.sum((2, 3))
         slots = pairs.unflatten(-1, (platters, -1))
-        own = grad_query.unflatten(-1, (platters, -1))
-        strength = gate * math.sqrt(platters)
-        for k, other in product(range(platters), repeat=2):
-            asked = slots[:, :, k, other, :, other]
-            own[..., k, :] += strength * (turn_between(asked, other, k, platters) if turns else asked)
-        return grad_query, None, None
+        own = []
+        for k in range(platters):
+            asked = [slots[:, :, k, other, :, other] for other in range(platters)]
+            if turns:
+                asked = [turn_between(each, other, k, platters) for other, each in enumerate(asked)]
+            own.append(sum(asked[1:], asked[0]))
+        own = math.sqrt(platters) * torch.cat(own, -1)
+        grad_gate = None
+        if query_BHNX is not None and ctx.needs_input_grad[1]:
+            grad_gate = ((own - whole) * query_BHNX).sum(dtype=torch.float32).to(gate.dtype)
+        share = gate.to(whole.dtype)
+        return torch.lerp(whole, own, share), grad_gate, None
 
 
 def _with_waves(

@@ -394,7 +394,8 @@ def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.
     """Where queries and keys stand. Without a mask the queries are the last tokens, causal among themselves.
 
     With one, a token stands at the last key that it may see, its own; places are counted from the first key
-    that anybody sees, so that padding on the left shifts nothing. Sinks are the first keys that it sees.
+    that anybody sees, so that padding on the left shifts nothing. Sinks are the first keys that it sees, if
+    a document begins there.
     """
     key_places = torch.arange(num_keys, device=device)
     if mask is None:
@@ -410,7 +411,19 @@ def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.
     blocks = rows_BNM.split(_QUERIES, 1)
     own_BN = torch.cat([(rows * key_places).amax(-1) for rows in blocks], 1)
     seen_BN = torch.cat([rows.long().argmax(-1) for rows in blocks], 1)
-    return Places(own_BN - first_B1, key_places - first_B1, allowed, causal=False, first=seen_BN)
+    first_BN = torch.where(_begins(seen_BN, own_BN, num_keys), seen_BN, first_B1)
+    return Places(own_BN - first_B1, key_places - first_B1, allowed, causal=False, first=first_BN)
+
+
+def _begins(seen_BN: Tensor, own_BN: Tensor, num_keys: int) -> Tensor:
+    """Whether the first key that a query sees begins a document: the token that is there sees none before.
+
+    Else it is where the mask's own window begins. Of a token that is in the cache alone nothing is known: it
+    is taken for a beginning.
+    """
+    seen_by_BM = seen_BN.new_full((len(seen_BN), num_keys), -1).scatter(1, own_BN, seen_BN)
+    there_BN = seen_by_BM.gather(1, seen_BN)
+    return (there_BN == seen_BN) | (there_BN < 0)
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:

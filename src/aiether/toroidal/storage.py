@@ -25,7 +25,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 RECORD, TENSORS = "toroidal.json", "toroidal.safetensors"
 """The record is written last: without it a folder is not complete."""
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_OF_DOWNLOADS = ("token", "cache_dir", "local_files_only", "force_download")
 _AS_WRITTEN: dict[str, Any] = {
     "push_to_hub": False,
     "max_shard_size": "50GB",
@@ -117,13 +118,15 @@ def _place(base: str) -> str:
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
-def load(folder: str | Path, *, revision: str | None = None, **kwargs: Any) -> PreTrainedModel:
+def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """A model that `save_pretrained` of a retrofitted model wrote, whole or as differences.
 
     Args:
-        folder: a folder, or a name on the Hub (`owner/name`), whose JSON and safetensors are downloaded once.
-        revision: of a name on the Hub.
-        kwargs: those of transformers' `from_pretrained`, as `dtype` and `device_map`.
+        folder: a folder, or a name on the Hub (`owner/name`), whose configuration and safetensors are
+            downloaded once.
+        kwargs: those of transformers' `from_pretrained`, as `dtype` and `device_map`. `revision`, `token`,
+            `cache_dir`, `local_files_only` and `force_download` go to the name on the Hub; all but `revision`
+            to the base model too, which has that of its own.
 
     Raises
     ------
@@ -133,7 +136,7 @@ def load(folder: str | Path, *, revision: str | None = None, **kwargs: Any) -> P
     """
     from .decoders import retrofit
 
-    folder = _local(folder, revision)
+    folder = _local(folder, kwargs)
     if not (folder / RECORD).is_file():
         return _load_whole(folder, **{"use_safetensors": True, **kwargs})
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -162,23 +165,33 @@ def load(folder: str | Path, *, revision: str | None = None, **kwargs: Any) -> P
     return model
 
 
-def _local(name: str | Path, revision: str | None) -> Path:
-    """The folder of that name; one on the Hub as it lies in the cache."""
+def _local(name: str | Path, kwargs: dict[str, Any]) -> Path:
+    """The folder of that name; one on the Hub as it lies in the cache, without its `revision` in `kwargs`."""
     folder = Path(name).expanduser()
-    if folder.is_dir() or not _HUB_NAME.fullmatch(str(name)):
+    if not isinstance(name, str) or folder.exists() or not _HUB_NAME.fullmatch(name):
         return folder
+    from .decoders import register_toroidal
+
+    asked = {key: kwargs[key] for key in _OF_DOWNLOADS if key in kwargs}
+    asked["revision"] = kwargs.pop("revision", None)
+    found = _downloaded(name, [RECORD, "config.json", GENERATION_CONFIG_NAME], asked)
+    if (found / RECORD).is_file():
+        return _downloaded(name, [TENSORS], asked)
+    config = found / "config.json"
+    if config.is_file() and register_toroidal(json.loads(config.read_text("utf-8")).get("model_type")):
+        return _downloaded(name, ["model*.safetensors", "model.safetensors.index.json"], asked)
+    return found  # of which the caller says what it is
+
+
+def _downloaded(name: str, patterns: list[str], asked: dict[str, Any]) -> Path:
     import huggingface_hub  # needed for a name alone
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                str(name), revision=revision, allow_patterns=["*.json", "*.safetensors"]
-            )
-        )
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **asked))
     except Exception as error:  # of several libraries: no such name, no rights, no network
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ValueError(
-            f"{str(name)!r} is not a folder, and as a name on the Hub it cannot be downloaded ({reason}): "
+            f"{name!r} is not a folder, and as a name on the Hub it cannot be downloaded ({reason.strip()}): "
             "check the name and the network"
         ) from error
 

@@ -139,6 +139,7 @@ class TorusTerms(nn.Module):
 
 
 def _length(query_BHNX: Tensor) -> Tensor:
-    """Of each query, float32 (B, H, N), from above 0."""
+    """Of each query, float32 (B, H, N); infinite for one of zeros, which then moves nothing."""
     exact = torch.promote_types(query_BHNX.dtype, torch.float32)
-    return torch.linalg.vector_norm(query_BHNX, dim=-1, dtype=exact).clamp_min(1e-12).float()
+    length_BHN = torch.linalg.vector_norm(query_BHNX, dim=-1, dtype=exact).float()
+    return length_BHN.masked_fill(length_BHN <= 1e-12, math.inf)

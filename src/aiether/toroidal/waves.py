@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .attention import Places
 
 
+_MANY = 32
+"""Queries of which waves are worth keeping."""
+
+
 @dataclass(frozen=True)
 class _Ring:
     """What the waves depend on. Those that compare equal have equal places, though other tensors."""
@@ -47,11 +51,18 @@ def waves_of(
         places.known_by, places.query.shape[-1], places.key.shape[-1], kind, settings.period, settings.sinks,
         settings.shuffled, scale, dtype, places.key.device, places.query, places.key,
     )  # fmt: skip
-    real = type(places.key) is Tensor and not torch.compiler.is_compiling()  # no stand-in of a tracer's
-    return _kept_waves(ring) if real and places.known_by is not None else _waves(ring)
+    return _kept_waves(ring) if _can_be_kept(places) else _waves(ring)
 
 
-@lru_cache(maxsize=64)
+def _can_be_kept(places: Places) -> bool:
+    """Not of few queries, as in decoding, where each step has others; nor what stands for numbers to come."""
+    if places.known_by is None or places.query.shape[-1] < _MANY or type(places.key) is not Tensor:
+        return False
+    captured = places.key.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not captured and not torch.compiler.is_compiling()
+
+
+@lru_cache(maxsize=16)
 def _kept_waves(ring: _Ring) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(mode=False), torch.no_grad():
         return _waves(ring)
