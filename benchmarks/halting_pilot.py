@@ -52,6 +52,7 @@ def evaluated(run: Path, halt_q: float, settings: argparse.Namespace) -> dict[st
     """Loss and mean iterations of a run that stops at `halt_q`."""
     said = io.StringIO()
     words = [str(run), "--halt_q", str(halt_q), "--device", settings.device, "--json"]
+    words += ["--windows", str(settings.windows)]
     with redirect_stdout(said):
         status = aiether(["evaluate", *words])
     if status != 0:
@@ -67,12 +68,13 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--halt_q", type=float, nargs="+", default=[0.0, 0.5, 0.75, 0.9, 1.0])
+    parser.add_argument("--windows", type=int, default=160, help="held-out ones, spread evenly")
     parser.add_argument("--runs", type=Path, default=Path("runs/halting_pilot"))
     parser.add_argument("--commit", help="where the tree is no git checkout")
     parser.add_argument("--out", type=Path, default=RESULT)
     settings = parser.parse_args()
     content: dict[str, Any] = {**about(seeds=settings.seeds, commit=settings.commit), "shape": SHAPE}
-    content |= {"device": settings.device, "text": settings.text, "rows": []}
+    content |= {"device": settings.device, "text": settings.text, "windows": settings.windows, "rows": []}
     for seed in settings.seeds:
         run = settings.runs / f"seed{seed}"
         train(run, seed, settings)
