@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from aiether.integrations import sync_file, write_json
 from aiether.toroidal import attention_modules, set_progress, torus_terms
+from aiether.toroidal.storage import main_dtype
 
 from .adapters import adapter_layers, add_adapters, remove_adapters
 from .config import TuneConfig
@@ -267,10 +267,7 @@ class _Loop:
 
 def _computed_in(model: Any, config: TuneConfig) -> torch.dtype | None:
     """The type of autocast: bfloat16 where it is asked for, else that of most of a half model's numbers."""
-    sizes: Counter[torch.dtype] = Counter()
-    for parameter in model.parameters():
-        sizes[parameter.dtype] += parameter.numel()
-    main = sizes.most_common(1)[0][0]
+    main = main_dtype(dict(model.named_parameters()))
     if config.bf16 and main is torch.float16 and model.device.type == "cpu":
         raise ValueError(
             "bf16 is asked for, and the model is in float16, whose norms a CPU cannot compute in bfloat16: "

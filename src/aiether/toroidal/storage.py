@@ -73,7 +73,7 @@ def save_differences(
         )
     base = _place(base)
     state = _tensors(model, state_dict)
-    dtype = _main_dtype(state)
+    dtype = main_dtype(state)
     before = _tensors(AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True))
     missing = before.keys() - state.keys()
     if missing:
@@ -148,7 +148,7 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         )
     kwargs = {"dtype": record["dtype"], "use_safetensors": True, **kwargs}
     model = AutoModelForCausalLM.from_pretrained(record["base"], **kwargs)
-    as_saved = _word(_main_dtype(_tensors(model))) == record["dtype"]
+    as_saved = _word(main_dtype(_tensors(model))) == record["dtype"]
     if as_saved:
         _check_base(model, record, changed)
     held = dict(record["toroidal"])
@@ -242,7 +242,7 @@ def _equal(tensor: Tensor, other: Tensor | None) -> bool:
     return other is not None and torch.equal(tensor, other.to(tensor.dtype))
 
 
-def _main_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
+def main_dtype(tensors: dict[str, Tensor]) -> torch.dtype:
     """The floating type of most numbers, terms apart, which are in single precision."""
     counts: Counter[torch.dtype] = Counter()
     for name, tensor in tensors.items():
