@@ -351,3 +351,20 @@ def test_a_query_of_zeros_has_a_gradient(dtype: torch.dtype) -> None:
     grads = torch.autograd.grad(found.sum(), [query, *terms.parameters()], allow_unused=True)
     assert all(grad.isfinite().all() for grad in grads if grad is not None)
     assert not grads[0][:, :, 3].any()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_sinks_are_counted_from_where_a_querys_document_begins(masked: bool) -> None:
+    chosen = ToroidalSettings(platters=2, period=16, lambda_distance=5.0, sinks=2)
+    terms, (query, key, value), order = terms_of(chosen), tensors(20), torch.arange(20)
+    first = torch.where(order < 8, 0, 8)[None]
+    allowed = torch.ones(20, 20, dtype=torch.bool).tril()
+    allowed = allowed & (order >= first[0, :, None]) if masked else allowed
+    places = Places(order, order, allowed if masked else None, causal=not masked, first=first)
+    found = toroidal_attention(query, key, value, terms(query), chosen, places, scale=0.2)
+    keys, values = (each.repeat_interleave(HEADS // GROUPS, dim=1) for each in (key, value))
+    given: dict[str, Any] = {"query_places": order, "key_places": order, "allowed": allowed, "scale": 0.2}
+    expected = reference_attention(query, keys, values, terms(query), chosen, **given, first=first)
+    assert torch.allclose(found, expected, atol=1e-5)
+    without = reference_attention(query, keys, values, terms(query), chosen, **given)
+    assert not torch.allclose(without, expected, atol=1e-3)

@@ -174,12 +174,13 @@ class _Loop:
                 f"the loss is not finite in step {step + 1} ({row}): choose smaller rates (lr, terms_lr), or "
                 "a longer ramp"
             )
-        scale = self.scaler.get_scale()
+        before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.scaler.get_scale() < scale:  # a gradient left float16, and no step was taken
+        scale = self.scaler.get_scale()  # 1 where nothing is scaled
+        if scale < before:  # a gradient left float16, and no step was taken
             row["skipped"] = True
-        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+        if scale < 1:
             raise ValueError(
                 f"gradients are not finite in step {step + 1}, however small the loss is scaled: load the "
                 "model in another type"
