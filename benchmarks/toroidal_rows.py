@@ -8,12 +8,15 @@ evaluated on each text: documents joined, windows side by side, every token once
 legacy evaluator stands beside it, lines padded to 256 tokens and padding counted, with labels shifted once
 and twice: numbers to hold against the reference's own, nothing else. Writes
 benchmarks/results/toroidal_rows.json after every model; models that it holds already are not run again.
+With --workers so many models are evaluated at a time, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -96,6 +99,7 @@ def main() -> None:
         "--legacy_lines", type=int, help="the first so many lines of the first text; default all"
     )
     parser.add_argument("--seeds", type=int, help="at most so many of each arm")
+    parser.add_argument("--workers", type=int, default=1, help="models at a time")
     parser.add_argument("--commit", help="where the tree is no git checkout")
     parser.add_argument("--out", type=Path, default=RESULT)
     settings = parser.parse_args()
@@ -117,13 +121,20 @@ def main() -> None:
             )
         content["rows"] = earlier["rows"]
     held = {(each["arm"], each["seed"]) for each in content["rows"]}
-    for (arm, seed), path in models(settings.study).items():
-        if (arm, seed) in held or (settings.seeds is not None and seed >= settings.seeds):
-            continue
-        content["rows"].append({"arm": arm, "seed": seed, **row(path, settings)})
-        content["seeds"] = sorted({each["seed"] for each in content["rows"]} - {-1})
-        print(arm, seed, content["rows"][-1]["perplexity"], flush=True)
-        settings.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    wanted = {
+        key: path
+        for key, path in models(settings.study).items()
+        if key not in held and (settings.seeds is None or key[1] < settings.seeds)
+    }
+    with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
+        begun = {pool.submit(row, path, settings): key for key, path in wanted.items()}
+        for ended in as_completed(begun):
+            arm, seed = begun[ended]
+            content["rows"].append({"arm": arm, "seed": seed, **ended.result()})
+            content["rows"].sort(key=lambda each: (each["arm"] != BASE, each["arm"], each["seed"]))
+            content["seeds"] = sorted({each["seed"] for each in content["rows"]} - {-1})
+            settings.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            print(arm, seed, ended.result()["perplexity"], flush=True)
     print(show(content))
 
 
