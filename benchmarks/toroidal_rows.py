@@ -8,18 +8,22 @@ evaluated on each text: documents joined, windows side by side, every token once
 legacy evaluator stands beside it, lines padded to 256 tokens and padding counted, with labels shifted once
 and twice: numbers to hold against the reference's own, nothing else. Writes
 benchmarks/results/toroidal_rows.json after every model; models that it holds already are not run again.
-With --workers so many models are evaluated at a time, each in a process of its own.
+With --workers so many models are evaluated at a time, each in a process of its own, on the GPUs in
+turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+import torch
 
 from _machine import about
 from aiether.training.evaluate import evaluate
@@ -35,6 +39,21 @@ def models(study: Path) -> dict[tuple[str, int], Path]:
     for path in sorted(study.glob("cells/*/*/final")):
         found[path.parts[-3], int(path.parts[-2].rpartition("seed")[2])] = path
     return found
+
+
+def take_gpu(turns: Any) -> None:
+    """As a process begins: the GPU that it has, of those that there are in turn."""
+    if (gpu := turns.get()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+
+
+def gpus(settings: argparse.Namespace) -> list[str | None]:
+    """Of each worker."""
+    if settings.device == "cpu" or not torch.cuda.is_available():
+        return [None] * settings.workers
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    ids = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    return [ids[index % len(ids)] for index in range(settings.workers)]
 
 
 def row(path: Path, settings: argparse.Namespace) -> dict[str, Any]:
@@ -126,7 +145,11 @@ def main() -> None:
         for key, path in models(settings.study).items()
         if key not in held and (settings.seeds is None or key[1] < settings.seeds)
     }
-    with ProcessPoolExecutor(settings.workers, mp_context=get_context("spawn")) as pool:
+    context = get_context("spawn")
+    turns = context.Queue()
+    for gpu in gpus(settings):
+        turns.put(gpu)
+    with ProcessPoolExecutor(settings.workers, context, initializer=take_gpu, initargs=(turns,)) as pool:
         begun = {pool.submit(row, path, settings): key for key, path in wanted.items()}
         for ended in as_completed(begun):
             arm, seed = begun[ended]

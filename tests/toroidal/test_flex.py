@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.attention.flex_attention as torch_flex
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from aiether.toroidal import Places, ToroidalSettings, flex, toroidal_attention
 from aiether.toroidal.attention import choose_backend
@@ -101,6 +102,16 @@ def test_few_queries_and_further_shapes_compile_nothing(monkeypatch: pytest.Monk
         "eager",
         "flex",
     ]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_under_a_mode_that_watches_operations_nothing_is_compiled() -> None:
+    """Nothing can be, and without its kernel FlexAttention fails there."""
+    order = torch.arange(200)
+    places, query = Places(order, order), torch.empty(1, 2, 200, 32)
+    with FlopCounterMode(display=False):
+        assert choose_backend(ToroidalSettings(window=20), places, query, 0.0) == "eager"
+    assert choose_backend(ToroidalSettings(window=20), places, query, 0.0) == "flex"
 
 
 @pytest.mark.usefixtures("on_cpu")

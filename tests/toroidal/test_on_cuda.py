@@ -16,6 +16,7 @@ from tests.families import FAMILY_TABLE
 from torch import Tensor
 
 import aiether
+from aiether.evaluation import count_forward_flops
 from aiether.toroidal import (
     Places,
     ToroidalAttention,
@@ -248,6 +249,19 @@ def test_autocast_trains_a_converted_decoder_on_the_flash_path() -> None:
     found.backward()
     assert torch.allclose(found, expected, atol=0.05)
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_its_operations_are_counted_in_any_type() -> None:
+    """In float32 a GPU takes FlexAttention, which a counter of operations cannot look into."""
+    model, _ = in_half("llama")
+    model.float()
+    ids, counted = torch.ones(1, 200, dtype=torch.long, device=DEVICE), []
+    for layers in ([], [0]):
+        if layers:
+            aiether.retrofit(model, layers=layers, platters=2, period=100, distance="triangle")
+            set_progress(model, 1.0)
+        counted.append(count_forward_flops(model, ids))
+    assert counted[1] > 1.05 * counted[0]
 
 
 @needs_gpu

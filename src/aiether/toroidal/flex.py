@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from .distance import cosine_weights
 from .settings import ToroidalSettings
@@ -44,8 +45,12 @@ def flex_takes(query_BHNX: Tensor) -> bool:
 
 
 def flex_compiles(query_BPNX: Tensor, num_keys: int, settings: ToroidalSettings, causal: bool) -> bool:
-    """Whether this form has been compiled, or may be: its queries are many, and forms few."""
-    if query_BPNX.shape[2] < _FEWEST:
+    """Whether this form has been compiled, or may be: its queries are many, and forms few.
+
+    Under a mode that watches operations, as a counter of FLOPs, nothing is compiled.
+    """
+    watched = not torch.compiler.is_compiling() and is_in_torch_dispatch_mode(include_infra_modes=False)
+    if watched or query_BPNX.shape[2] < _FEWEST:
         return False
     graded = torch.is_grad_enabled(), query_BPNX.requires_grad
     kind = query_BPNX.device, query_BPNX.dtype, settings.distance, settings.period, settings.sinks
