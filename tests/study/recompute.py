@@ -118,7 +118,8 @@ def _comparisons(study: Study) -> None:
         arm, _, against = row["comparison"].partition(" − ")
         return study.gaps(arm, against)
 
-    rows = study.tables["Comparisons"]
+    rows = study.tables.get("Comparisons", [])
+    assert len(rows) == len(study.results["comparisons"])
     _tests(study, rows, [gaps(row) for row in rows])
 
 

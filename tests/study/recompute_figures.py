@@ -42,7 +42,7 @@ def check_figures(study: Study) -> None:
     _final(study, shown)
     if shown.factorial:
         _effects(study, shown)
-    else:
+    elif study.results["comparisons"]:
         _differences(study, shown)
     _savings(study, {picture.key: picture for picture in savings(shown)})
 

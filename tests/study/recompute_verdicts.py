@@ -219,6 +219,6 @@ def _edges(study: Study) -> None:
         tried = {run.last["eval_loss"]: run.lr for run in study.tuning if run.condition == condition}
         if tried[min(tried)] in (min(grid), max(grid)):
             edges.append(condition)
-    said = re.findall(r"at the edge of the grid for (.*):", study.page)
+    said = re.findall(r"at the edge of the grid for (.*):", study.page.replace("\\", ""))  # Markdown's
     assert [name for each in said for name in re.split(", | and ", each)] == edges
     study.checked += len(edges)

@@ -118,6 +118,16 @@ def test_the_markdown_is_what_the_function_gives_and_its_tables_are_whole(whole_
     assert "| comparison | seeds | difference |" in text
 
 
+def test_which_evaluation_counts_is_said(whole_study: Path) -> None:
+    results = json.loads((whole_study / "results.json").read_text(encoding="utf-8"))
+    last = "that of the last evaluation, in nats per token"
+    assert last in markdown_tables(results)
+    results["study"]["judged"] = "best"
+    text = markdown_tables(results)
+    assert last not in text
+    assert "each run's lowest, in nats per token, and its steps, tokens, FLOPs and time are those up to" in text
+
+
 # --- next to nothing --------------------------------------------------------------------------------------
 
 SMALL = replace(USUAL, steps=60, seeds=(0, 1))

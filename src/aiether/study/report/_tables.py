@@ -88,9 +88,16 @@ def what_came_out(study: Study) -> Table:
     return Table(
         "What came out",
         Grid(tuple(columns), tuple(rows)),
-        f"Means over the finished seeds. The {words.short_metric(study)} is that of the last evaluation, in "
-        f"{_unit(study)}. Time is training time, without evaluating and saving.",
+        f"Means over the finished seeds. The {words.short_metric(study)} is {_which(study)}. Time is training "
+        "time, without evaluating and saving.",
     )
+
+
+def _which(study: Study) -> str:
+    unit = _unit(study)
+    if study.judged == "best":
+        return f"each run's lowest, in {unit}, and its steps, tokens, FLOPs and time are those up to there"
+    return f"that of the last evaluation, in {unit}"
 
 
 def _unit(study: Study) -> str:
