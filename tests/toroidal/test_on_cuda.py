@@ -265,14 +265,14 @@ def test_its_operations_are_counted_in_any_type() -> None:
 
 
 @needs_gpu
-def test_compiled_it_computes_the_same() -> None:
+def test_compiled_into_one_graph_it_computes_the_same() -> None:
     torch.manual_seed(0)
     module = ToroidalAttention(128, HEADS, num_key_value_heads=GROUPS, platters=2, period=100)
     for parameter in module.torus.parameters():
         torch.nn.init.normal_(parameter)
     module.to(DEVICE, torch.bfloat16)
     hidden, found = torch.randn(2, LENGTH, 128).to(DEVICE, torch.bfloat16), []
-    for attend in (module, torch.compile(module)):
+    for attend in (module, torch.compile(module, fullgraph=True)):
         module.zero_grad()
         output = attend(hidden)
         output.float().square().sum().backward()

@@ -56,10 +56,11 @@ def waves_of(
 
 def _can_be_kept(places: Places) -> bool:
     """Not of few queries, as in decoding, where each step has others; nor what stands for numbers to come."""
+    if torch.compiler.is_compiling():  # asked first: the compiler has to leave its graph for a stream's state
+        return False
     if places.known_by is None or places.query.shape[-1] < _MANY or type(places.key) is not Tensor:
         return False
-    captured = places.key.is_cuda and torch.cuda.is_current_stream_capturing()
-    return not captured and not torch.compiler.is_compiling()
+    return not (places.key.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 @lru_cache(maxsize=16)
