@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 STUDIES = REPOSITORY / "results"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+BEGIN, END = "<!-- {block}: begin -->", "<!-- {block}: end -->"
 
 
 def table() -> str:
@@ -22,13 +23,16 @@ def table() -> str:
     return "\n".join(["| What | Measured | Rerun |", "|---|---|---|", *rows])
 
 
-def with_measured(page: str, measured: str) -> str:
-    """The page with what lies between its two markers replaced."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, f"the page lacks {BEGIN}"
-    assert end, f"the page lacks {END}"
-    return f"{before}{BEGIN}\n\n{measured}\n\n{END}{after}"
+def with_measured(page: str, measured: Mapping[str, Callable[[], str]]) -> str:
+    """The page with what lies between the two markers of each block replaced."""
+    for block, text in measured.items():
+        first, last = BEGIN.format(block=block), END.format(block=block)
+        before, begin, rest = page.partition(first)
+        _, end, after = rest.partition(last)
+        assert begin, f"the page lacks {first}"
+        assert end, f"the page lacks {last}"
+        page = f"{before}{first}\n\n{text()}\n\n{last}{after}"
+    return page
 
 
 def _read(name: str) -> Any:
@@ -280,16 +284,78 @@ def prosqa_tables() -> str:
     return script["tables"](_read("prosqa"))
 
 
-PAGES: dict[str, Callable[[], str]] = {
-    "README.md": table,
-    "docs/studies.md": study_tables,
-    "docs/adaptive.md": speed_tables,
-    "docs/prosqa.md": prosqa_tables,
-    "docs/toroidal.md": toroidal_tables,
+def conversion_tables() -> str:
+    """What each row of `toroidal_table` costs, beside its control, after 200 and after 1,000 windows."""
+    return _conversions({"gpu": "200 windows", "gpu-1000": "1,000 windows"})
+
+
+def small_conversion_tables() -> str:
+    return _conversions({"cpu": "200 windows"})
+
+
+def _conversions(presets: Mapping[str, str]) -> str:
+    studies = [_toroidal("table", preset) for preset in presets]
+    titles = [f"{title} | perplexity" for title in presets.values()]
+    lines = [f"| arm | against | {' | '.join(titles)} | FLOPs |", "|" + "---|" * (2 * len(presets) + 3)]
+    for arm in studies[0]["arms"]:
+        rows = [_row(study["comparisons"], arm["condition"]) for study in studies if _compared(study, arm)]
+        if rows:
+            assert len({row["against"] for row in rows}) == 1, "one control for all columns"
+            cells = [f"{_gap(row)} | {math.exp(row['mean']):.3f}" for row in rows]
+            flops = _flops(arm["flops_per_token"]["end"])
+            lines.append(f"| {_named(arm)} | {rows[0]['against']} | {' | '.join(cells)} | {flops} |")
+    return "\n".join(lines)
+
+
+def sweep_tables() -> str:
+    """Each arm of `toroidal_sweeps` beside its control."""
+    study = _toroidal("sweeps", "gpu")
+    lines = ["| arm | against | difference |", "|---|---|---|"]
+    for arm in study["arms"]:
+        if _compared(study, arm):
+            row = _row(study["comparisons"], arm["condition"])
+            lines.append(f"| {_named(arm)} | {row['against']} | {_gap(row)} |")
+    return "\n".join(lines)
+
+
+def _toroidal(name: str, preset: str) -> Any:
+    path = STUDIES / f"toroidal_{name}" / preset / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _compared(study: Any, arm: Any) -> bool:
+    return any(row["arm"] == arm["condition"] for row in study["comparisons"])
+
+
+def _named(arm: Any) -> str:
+    return f"`{arm['condition']}`: {arm['about']}"
+
+
+def _gap(row: Any) -> str:
+    low, high = row["ci95"]
+    return f"{row['mean']:+.4f} ± {(high - low) / 2:.4f}"
+
+
+def _flops(number: float) -> str:
+    return f"{number / 1e6:.0f} M" if number >= 1e7 else f"{number / 1e6:.1f} M"
+
+
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"measured": table},
+    "docs/studies.md": {"measured": study_tables},
+    "docs/adaptive.md": {"measured": speed_tables},
+    "docs/prosqa.md": {"measured": prosqa_tables},
+    "docs/toroidal.md": {
+        "measured": toroidal_tables,
+        "conversions": conversion_tables,
+        "small conversions": small_conversion_tables,
+        "sweeps": sweep_tables,
+    },
 }
+"""The blocks of each page, by the name in their markers."""
 
 
 if __name__ == "__main__":
     for name, measured in PAGES.items():
         path = REPOSITORY / name
-        path.write_text(with_measured(path.read_text(encoding="utf-8"), measured()), encoding="utf-8")
+        path.write_text(with_measured(path.read_text(encoding="utf-8"), measured), encoding="utf-8")

@@ -14,7 +14,7 @@ def test_the_measured_figures_are_current() -> None:
     assert set(script["PAGES"]) == pages
     for name, measured in script["PAGES"].items():
         page = (REPOSITORY / name).read_text(encoding="utf-8")
-        assert script["with_measured"](page, measured()) == page, f"{name}: run python scripts/measured.py"
+        assert script["with_measured"](page, measured) == page, f"{name}: run python scripts/measured.py"
 
 
 def test_every_link_leads_somewhere() -> None:
