@@ -93,7 +93,7 @@ def attend_pairs(
     scale: float,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """What each pair of platters sees among these keys, (B, P, N, X), and the log-sum-exp, (B, P, N)."""
+    """What each platter sees in each among these keys, (B, H, D, D, N, X / D), and the log-sum-exp."""
     backend = choose_backend(settings, places, pairs_BPNX, dropout)
     if settings.shuffled:
         query, key = (
@@ -104,10 +104,18 @@ def attend_pairs(
         pairs_BPNX, key_BGMX = _with_waves(
             pairs_BPNX, key_BGMX, value_BGMX.shape[-1], lambda_BPN, settings, places, scale
         )
-        return attend_flash(pairs_BPNX, key_BGMX, value_BGMX, causal=places.causal, scale=scale)
-    if backend == "flex":
-        return attend_flex(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale)
-    return _eager(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale, dropout)
+        found = attend_flash(pairs_BPNX, key_BGMX, value_BGMX, causal=places.causal, scale=scale)
+    elif backend == "flex":
+        found = attend_flex(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale)
+    else:
+        found = _eager(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale, dropout)
+    return _seen_platters(*found, settings.platters)
+
+
+def _seen_platters(output_BPNX: Tensor, log_BPN: Tensor, platters: int) -> tuple[Tensor, Tensor]:
+    """Of the values that a pair (k, l) of platters saw those of platter l, as a view."""
+    output = output_BPNX.unflatten(1, (-1, platters, platters)).unflatten(-1, (platters, -1))
+    return output.diagonal(dim1=3, dim2=5).movedim(-1, 3), log_BPN.unflatten(1, (-1, platters, platters))
 
 
 def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tensor, dropout: float) -> str:
@@ -267,16 +275,13 @@ def _eager(
     return attend_eager(pairs_BPNX, keys, values, allowed=allowed, bias=bias, scale=scale, dropout=dropout)
 
 
-def union_of_platters(output_BPNX: Tensor, log_BPN: Tensor, terms: Terms, platters: int) -> Tensor:
-    """Each platter's softmax over the keys of all platters, (B, H, N, D, X / D)."""
+def union_of_platters(output_BHDDNY: Tensor, log_BHDDN: Tensor, terms: Terms, platters: int) -> Tensor:
+    """Each platter's softmax over the keys of all platters, (B, H, N, D, Y), Y = X / D."""
     if platters == 1:
-        return output_BPNX[..., None, :]
-    output = output_BPNX.unflatten(1, (-1, platters, platters)).unflatten(-1, (platters, -1))
-    of_other = output.diagonal(dim1=3, dim2=5).movedim(-1, 3)  # (B, H, k, l, N, Y)
-    apart = platter_distance(platters, log_BPN.device)[None, None, :, :, None]
-    crossing = ~torch.eye(platters, dtype=torch.bool, device=log_BPN.device)[..., None]
+        return output_BHDDNY[:, :, 0].transpose(2, 3)
+    apart = platter_distance(platters, log_BHDDN.device)[None, None, :, :, None]
+    crossing = ~torch.eye(platters, dtype=torch.bool, device=log_BHDDN.device)[..., None]
     cross = torch.where(crossing, terms.cross_H.float()[:, None, None, None], 0)
-    logs = log_BPN.float().unflatten(1, (-1, platters, platters))
-    logs = logs - terms.lambda_BHN.float()[:, :, None, None] * apart + cross
-    merged, _ = merge(of_other, logs)
+    logs = log_BHDDN.float() - terms.lambda_BHN.float()[:, :, None, None] * apart + cross
+    merged, _ = merge(output_BHDDNY, logs)
     return merged.movedim(2, 3)

@@ -128,18 +128,19 @@ class _Ring(torch.autograd.Function):
         ctx.attend, ctx.shards, ctx.causal = attend, shards, causal
         ctx.autocast = _autocast(query.device.type)
         exact = torch.promote_types(query.dtype, torch.float32)
-        output = query.new_zeros((*query.shape[:3], value.shape[3]), dtype=exact)
-        log = query.new_full(query.shape[:3], -torch.inf, dtype=exact)
+        output = log = torch.empty(0)
         for owner, held in _visits(_pack(key, value), shards):
             seen = _seen(shards, owner, causal, query.device)
             if seen is None:
                 continue
             rows, columns, places = seen
             given = _block(query, *_unpack(held, key, value), strength, rows, columns)
-            found, found_log = attend(*given, places)
-            output[:, :, rows], log[:, :, rows] = merge(
-                torch.stack([output[:, :, rows], found.to(exact)], 2),
-                torch.stack([log[:, :, rows], found_log.to(exact)], 2),
+            found, found_log = (each.to(exact) for each in attend(*given, places))
+            if owner == shards.rank:  # the first: all of this rank's queries see keys of their own
+                output, log = found, found_log
+                continue
+            output[..., rows, :], log[..., rows] = merge(
+                torch.stack([output[..., rows, :], found], -3), torch.stack([log[..., rows], found_log], -2)
             )
         output = output.to(query.dtype)
         ctx.save_for_backward(query, key, value, strength, output, log)
@@ -162,7 +163,7 @@ class _Ring(torch.autograd.Function):
                 rows, columns, places = seen
                 given = _block(query, *_unpack(held, key, value), strength, rows, columns)
                 with ctx.autocast():
-                    grads = _block_gradients(ctx.attend, given, places, [each[:, :, rows] for each in merged])
+                    grads = _block_gradients(ctx.attend, given, places, _rows_of(merged, rows))
                 query_grad[:, :, rows] += grads[0]
                 for total, grad in zip(_unpack(followers, key, value), grads[1:3], strict=True):
                     total[:, :, columns] += grad
@@ -182,6 +183,12 @@ class _Ring(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _rows_of(merged: tuple[Tensor, Tensor, Tensor, Tensor], rows: slice) -> list[Tensor]:
+    """Of the output, its logarithm and the gradients of both."""
+    output, log, grad_output, grad_log = merged
+    return [output[..., rows, :], log[..., rows], grad_output[..., rows, :], grad_log[..., rows]]
 
 
 def _block(
