@@ -23,6 +23,7 @@ from aiether.retrofitting import (
     tune,
     tuning_loss,
 )
+from aiether.retrofitting.adapters import add_adapters
 from aiether.retrofitting.before import as_before
 from aiether.toroidal import ToroidalSettings, set_progress, torus_terms
 
@@ -205,9 +206,13 @@ def test_gradients_are_clipped_by_their_own_size_in_float16(monkeypatch: pytest.
     norms: dict[torch.dtype, list[float]] = {torch.float16: [], torch.float32: []}
     clip = torch.nn.utils.clip_grad_norm_
     for dtype, found in norms.items():
-        monkeypatch.setattr(
-            torch.nn.utils, "clip_grad_norm_", lambda *given, found=found: found.append(clip(*given).item())
-        )
+
+        def noted(*given: Any, found: list[float] = found) -> torch.Tensor:
+            norm = clip(*given)
+            found.append(norm.item())
+            return norm
+
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", noted)
         moved_terms(dtype)
     assert norms[torch.float16] == pytest.approx(norms[torch.float32], rel=0.1)
 
@@ -315,6 +320,60 @@ def test_four_layers_of_phi_2_fit_into_the_references_card() -> None:
     assert found.total < 7.6 * 2**30, str(found)
     full = estimate_memory(model, layers, settings, TuneConfig(tune="full"), 256)
     assert full.training > 4 * 26_000_000 * 16, "what the reference trained"
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "tuning"),
+    [
+        ("llama", {}, {}),
+        ("llama", {}, {"bf16": True}),
+        ("llama", {"distance": "triangle", "platters": 4}, {}),
+        ("gpt2, dropout", {}, {}),
+        ("wide", {}, {}),
+    ],
+)
+def test_the_estimate_holds_what_a_forward_pass_keeps(
+    family: str, options: dict[str, Any], tuning: dict[str, Any]
+) -> None:
+    model, settings = of_width_256(family), ToroidalSettings(**options)
+    config = TuneConfig(kl_weight=0.0, **tuning)
+    estimate = estimate_memory(model, [0, 1], settings, config, 256).activations
+    set_progress(aiether.retrofit(model, layers=[0, 1], settings=settings), 1.0)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    model.train().requires_grad_(False)
+    add_adapters(model, [0, 1], rank=8, alpha=16.0)
+    weights |= {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in weights:
+            kept[memory.data_ptr()] = memory.nbytes(), tensor
+        return tensor
+
+    half = torch.autocast("cpu", torch.bfloat16, enabled=config.bf16)
+    with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model.base_model(torch.ones(1, 256, dtype=torch.long))
+    total = sum(size for size, _ in kept.values())
+    assert output is not None
+    assert 0.45 * estimate < total < 1.05 * estimate
+
+
+def of_width_256(family: str) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    if family == "gpt2, dropout":
+        shape = {"n_embd": 256, "n_layer": 2, "n_head": 4, "vocab_size": 64}
+        return GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0.1, bos_token_id=1, eos_token_id=1))
+    config = LlamaConfig(
+        hidden_size=256,
+        intermediate_size=1536 if family == "wide" else 688,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=64,
+    )
+    return LlamaForCausalLM(config)
 
 
 def test_costs_are_those_of_each_layer_alone_and_leave_the_model_as_it_was() -> None:

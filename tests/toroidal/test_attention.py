@@ -182,7 +182,7 @@ def test_queries_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     inputs = [query, key, value]
     found = []
     for size in (512, 8):
-        monkeypatch.setattr("aiether.toroidal.kernels._QUERIES", size)
+        monkeypatch.setattr("aiether.toroidal.kernels.QUERIES", size)
         output = toroidal_attention(query, key, value, terms(query), chosen, places, scale=0.2)
         found.append([output, *gradients(output, inputs)])
     for mine, right in zip(*found, strict=True):
@@ -294,7 +294,7 @@ class Largest(TorchDispatchMode):
 def test_the_eager_path_makes_nothing_for_each_pair_of_tokens(
     padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiether.toroidal.kernels._QUERIES", 8)
+    monkeypatch.setattr("aiether.toroidal.kernels.QUERIES", 8)
     length = 600
     module = ToroidalAttention(16, 1, platters=1, distance="triangle", window=50, period=200, backend="eager")
     present = torch.arange(length)[None] >= 3 if padded else None

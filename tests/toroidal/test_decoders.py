@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 import torch
 from tests.families import FAMILY_TABLE, FamilyCase
-from transformers import LlamaConfig
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    LlamaConfig,
+)
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaForSequenceClassification
 
 import aiether
@@ -327,3 +333,81 @@ def test_the_module_comes_round_after_a_period() -> None:
         turn_by_place(heads, torch.arange(4) + start, module.half().turns, 8) for start in (0, 8 * 10**6)
     ]
     assert torch.equal(*turned), "in half precision too"
+
+
+def test_hidden_tokens_within_a_row_take_no_place_on_the_ring() -> None:
+    """As between the turns of a batch of dialogues."""
+    model, ids = converted(lambda_distance=6.0, sinks=2), tokens(1, 20)
+    hidden = torch.cat([ids[:, :1], ids[:, :5] * 0, ids[:, 1:10], ids[:, :3] * 0, ids[:, 10:]], 1)
+    seen = torch.ones_like(hidden)
+    seen[0, 1:6], seen[0, 15:18] = 0, 0
+    with torch.no_grad():
+        found = model(hidden, attention_mask=seen, position_ids=(seen.cumsum(-1) - 1).clamp(min=0)).logits
+        assert torch.allclose(found[:, seen[0] > 0], model(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_what_a_mask_adds_to_scores_is_added(heads: int) -> None:
+    plain, ids = LLAMA.build(depth=2), tokens(2, 16)
+    future = torch.ones(16, 16).tril() == 0
+    bias = torch.randn(2, heads, 16, 16, generator=torch.Generator().manual_seed(0))
+    mask = bias.masked_fill(future, torch.finfo(torch.float32).min)
+    with torch.no_grad():
+        expected = plain(ids, attention_mask=mask).logits
+        assert (expected - plain(ids).logits).abs().max() > 0.05, "and it matters"
+        assert torch.allclose(converted(progress=1e-7)(ids, attention_mask=mask).logits, expected, atol=1e-4)
+
+
+def test_a_torus_is_not_left_out_unsaid() -> None:
+    model = converted()
+    for name in ("sdpa", {"": "eager"}):
+        with pytest.raises(ValueError, match="would leave out"):
+            model.set_attn_implementation(name)
+    model.set_attn_implementation(model.config._attn_implementation)
+    assert restore(model).config._attn_implementation == "sdpa"
+
+
+def bidirectional() -> Any:
+    model = LLAMA.build(depth=2)
+    model.config.is_causal = False  # type: ignore[attr-defined]
+    return model
+
+
+def encoder() -> Any:
+    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=32)
+    return BertLMHeadModel(config)
+
+
+def of_own_sizes() -> Any:
+    config = DeepseekV3Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, vocab_size=32,
+        intermediate_size=32, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
+        topk_group=1, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16,
+    )  # fmt: skip
+    return DeepseekV3ForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [(bidirectional, "later tokens"), (encoder, "later tokens"), (of_own_sizes, "sizes of their own")],
+)
+def test_attention_of_other_kinds_is_refused(build: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        aiether.retrofit(build(), layers=[0])
+
+
+def test_shuffled_places_are_refused_where_a_cache_does_not_know_them() -> None:
+    case = next(case for case in FAMILY_TABLE if case.name == "mistral")
+    model = case.build(depth=2)
+    model.config.sliding_window = 8  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="leave shuffled out"):
+        aiether.retrofit(model, layers=[0], shuffled=True)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"platters": 2.0}, {"period": 64.5}, {"sinks": "4"}, {"window": True}, {"gate": "0.5"}, {"shuffled": 1}],
+)
+def test_settings_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .* is meant|are meant"):
+        ToroidalSettings(**wrong)

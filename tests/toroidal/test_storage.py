@@ -159,6 +159,26 @@ def test_whole_folders_come_back_bit_by_bit(base: Path, tmp_path: Path) -> None:
     assert equal(model, AutoModelForCausalLM.from_pretrained(tmp_path / "whole"))
 
 
+def test_what_was_loaded_as_a_whole_is_no_base_of_differences(base: Path, tmp_path: Path) -> None:
+    """It was written as differences from itself, which nobody could load."""
+    model = retrofitted(base)
+    model.save_pretrained(tmp_path / "whole", whole=True)
+    aiether.load(tmp_path / "whole").save_pretrained(tmp_path / "again")
+    assert equal(aiether.load(tmp_path / "again"), model)
+
+
+def test_differences_that_were_loaded_can_be_saved_whole(base: Path, tmp_path: Path) -> None:
+    model = retrofitted(base)
+    model.save_pretrained(tmp_path / "torus")
+    aiether.load(tmp_path / "torus").save_pretrained(tmp_path / "whole", whole=True)
+    assert equal(aiether.load(tmp_path / "whole"), model)
+
+
+def test_the_type_may_be_asked_for_by_its_former_name(base: Path, tmp_path: Path) -> None:
+    retrofitted(base).save_pretrained(tmp_path / "torus")
+    assert aiether.load(tmp_path / "torus", torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
 def test_a_folder_holds_one_or_the_other(base: Path, tmp_path: Path) -> None:
     model = retrofitted(base)
     model.save_pretrained(tmp_path / "torus")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -45,6 +46,14 @@ class RetrofitFlags:
     gate: Annotated[float, Help(help="Share of a score that is the platter's own.")] = 0.5
     cross: Annotated[float, Help(help="Added to scores between different platters.")] = -2.0
     fusion_mode: Annotated[FusionMode, Help(help="How platters are mixed afterwards.")] = "low_rank"
+    fusion_rank: Annotated[int, Help(help="Rank of the mixing, of low_rank and attention.")] = 1
+    lambda_range: Annotated[
+        float, Help(help="Lambda is learned between its target divided by and times this; 1 fixes it.")
+    ] = 2.0
+    token_lambda: Annotated[bool, Help(help="Lambda is learned per token too, not per head alone.")] = True
+    cross_range: Annotated[float, Help(help="Cross scores are learned within so much of it.")] = 2.0
+    platter_rotary: Annotated[bool, Help(help="Turn platters against each other by their angles.")] = False
+    shuffled: Annotated[bool, Help(help="A control: places stand on the ring in a random order.")] = False
     sinks: Annotated[int, Help(help="First tokens that no distance is taken from.")] = 4
     window: Annotated[int | None, Help(help="How far a token sees around the ring. None: everywhere.")] = None
     tune: Annotated[
@@ -54,6 +63,7 @@ class RetrofitFlags:
         ),
     ] = "lora"
     lora_rank: Annotated[int, Help(help="Rank of the adapters.")] = 8
+    lora_alpha: Annotated[float, Help(help="Their outputs are multiplied by this over the rank.")] = 16.0
     transfer_steps: Annotated[int, Help(help="Steps of layer-wise attention transfer, at first.")] = 40
     steps: Annotated[int, Help(help="Steps of the whole model, afterwards.")] = 80
     epochs: Annotated[
@@ -111,7 +121,11 @@ def run(arguments: Sequence[str]) -> int:
 
     job = job_of(flags)
     with raise_interrupts(), phase_progress() as progress:
-        found = compare_layers(job, progress) if flags.output_dir is None else run_retrofit(job, progress)
+        found: object
+        if flags.output_dir is None:
+            found = compare_layers(job, progress)
+        else:
+            found = run_retrofit(job, progress, tell=lambda line: print(line, file=sys.stderr))
     print(found)
     return 0
 

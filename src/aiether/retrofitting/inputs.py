@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from aiether.data import DataConfig, Progress, TokenFile, whole_text
 from aiether.evaluation import cut_windows
 from aiether.evaluation.windows import Window
 from aiether.integrations import without_progress_bars
-from aiether.toroidal import ToroidalSettings
+from aiether.toroidal import ToroidalSettings, is_toroidal
 from aiether.training.evaluate import context_of, text_tokenizer
 from aiether.training.generate import find_device, find_model
 
@@ -84,9 +85,24 @@ class TextWindows:
         """Tokens of a window."""
         return self.train[0].stop - self.train[0].start
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the tokens to train on: a text may be another under the same name."""
+        return hashlib.sha256(self.tokens[self.train[0].start : self.train[-1].stop].tobytes()).hexdigest()
+
 
 def load_base(job: RetrofitJob) -> Any:
-    """The model, in the types that it is stored in, on its device, in evaluation mode."""
+    """The model, in the types that it is stored in, on its device, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        For a folder that holds a model with toroidal layers.
+    """
+    if Path(job.weights).is_dir() and is_toroidal(job.weights):
+        raise ValueError(
+            f"{job.model!r} holds a model with toroidal layers already: begin from the model that it was "
+            "made of"
+        )
     with without_progress_bars():
         model: Any = AutoModelForCausalLM.from_pretrained(
             job.weights, dtype="auto", use_safetensors=True, trust_remote_code=job.trust_remote_code

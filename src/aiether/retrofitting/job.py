@@ -17,7 +17,7 @@ from aiether.data import Progress
 from aiether.data.prepare import silent
 from aiether.evaluation import sum_losses, text_windows
 from aiether.integrations import hold, write_json
-from aiether.toroidal import retrofit, torus_terms
+from aiether.toroidal import check_conversion, retrofit, torus_terms
 from aiether.training._format import duration
 from aiether.training.evaluate import check_ids
 from aiether.training.halting import copy_tokenizer
@@ -57,15 +57,21 @@ class Retrofitted:
                 f"in {duration(self.seconds)}",
                 f"held-out loss, {self.windows} windows: {self.before:.4f} before, {self.after:.4f} after "
                 f"(perplexity {100 * change:+.2f} %)",
+                f"memory: estimated {self.memory}",
                 *self.lines,
             ]
         )
 
 
 def run_retrofit(
-    job: RetrofitJob, progress: Progress | None = None, report: Callable[[dict[str, Any]], None] | None = None
+    job: RetrofitJob,
+    progress: Progress | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> Retrofitted:
     """Convert, tune and write; go on where an earlier call with the same settings was stopped.
+
+    `report` is told each step's row, `tell` what memory tuning will need, before it begins.
 
     Raises
     ------
@@ -77,6 +83,7 @@ def run_retrofit(
     if (folder / SUMMARY).is_file():
         raise ValueError(f"{str(folder)!r} holds a finished retrofit: choose another folder (--output_dir)")
     model = load_base(job)
+    check_conversion(model, job.layers, job.settings)
     text = read_windows(job, model, say)
     tuning = _steps(job, len(text.train))
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,10 +93,10 @@ def run_retrofit(
         torch.manual_seed(tuning.seed)  # fusion is drawn
         retrofit(model, layers=layers, settings=job.settings)
         memory = estimate_memory(model, layers, job.settings, tuning, text.length)
-        say(f"tuning needs about {memory}", 0.0)
-        about = (
-            f"{job.dataset_path} {len(text.train)} {text.length} {before:.4f}"  # the loss tells models apart
-        )
+        if tell is not None:
+            tell(f"tuning needs about {memory}")
+        told_apart = f"{text.fingerprint()} {before:.4f}"  # the loss tells models apart
+        about = f"{job.dataset_path} {len(text.train)} {text.length} {told_apart}"
         tuned = _tune(model, text, tuning, folder, say, report, about)
         found = Retrofitted(
             path=folder,

@@ -136,7 +136,7 @@ class _Loop:
         self.optimizer = torch.optim.AdamW(held, weight_decay=config.weight_decay)
         model.train()
         if config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _switch(model, "enable", {"use_reentrant": False})
 
     def _beside(self, layers: list[int]) -> Iterator[Tensor]:
         if self.config.tune == "full":
@@ -166,13 +166,18 @@ class _Loop:
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value / config.accumulation
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.trained.values()), config.max_grad_norm)
         row = {"step": step + 1, "stage": "transfer" if transfer else "tune", "progress": progress}
         row |= {name: value.item() for name, value in sums.items()}
         if not all(torch.isfinite(value) for value in sums.values()):
             raise ValueError(
                 f"the loss is not finite in step {step + 1} ({row}): choose smaller rates (lr, terms_lr), or "
                 "a longer ramp"
+            )
+        if not self.scaler.is_enabled() and not torch.isfinite(norm):
+            raise ValueError(
+                f"gradients are not finite in step {step + 1}, though the loss is ({row}): choose smaller "
+                "rates (lr, terms_lr), or a longer ramp"
             )
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
@@ -203,7 +208,7 @@ class _Loop:
             parameter.requires_grad_(self.required.get(name, True))
             parameter.grad = None
         if self.config.gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
+            _switch(self.model, "disable")
         self.model.eval()
 
     def save(self, folder: Path, tuned: Tuned, step: int) -> None:
@@ -277,3 +282,9 @@ def _computed_in(model: Any, config: TuneConfig) -> torch.dtype | None:
     if config.bf16:
         return torch.bfloat16
     return main if main in (torch.float16, torch.bfloat16) else None
+
+
+def _switch(model: Any, way: str, *given: Any) -> None:
+    """Gradient checkpointing on or off, by the name that this version of transformers has for it."""
+    renamed = getattr(model, f"activation_checkpointing_{way}", None)
+    (renamed or getattr(model, f"gradient_checkpointing_{way}"))(*given)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aiether.toroidal import ToroidalSettings, attention_modules
+from aiether.toroidal.kernels import QUERIES
 
 from .config import TuneConfig
 
@@ -57,8 +58,10 @@ def estimate_memory(
 
     With gradient checkpointing a layer keeps its input, and one layer's inside is alive at a time; of layers
     below the first converted one nothing is kept. The inside is counted as the dense parts that transformers
-    keeps (16 numbers a token and dimension, in the model's type) and the queries and outputs of all pairs of
-    platters, twice in forward and backward.
+    keeps (16 numbers a token and dimension, in the model's type, and three for each dimension of an MLP that
+    is wider than four times the model) and the queries and outputs of all pairs of platters, twice in forward
+    and backward. Beside them come the copies in bfloat16 that autocast makes of float32 weights, and scores
+    where no kernel takes them, as with attention dropout.
     """
     width, heads = model.config.hidden_size, model.config.num_attention_heads
     depth, vocabulary = model.config.num_hidden_layers, model.config.vocab_size
@@ -81,7 +84,8 @@ def estimate_memory(
         beside = sum(p.numel() for a in attentions for p in a.parameters())
         originals = beside * first.element_size()
     above = depth - min(layers)
-    inside = 16 * tokens * width * size
+    wide = max(0, (getattr(model.config, "intermediate_size", None) or 0) - 4 * width)
+    inside = tokens * (16 * width + 3 * wide) * size
     pairs = 4 * settings.platters**2 * tokens * heads * (head_dim + 16) * size
     kept = above * tokens * width * size if config.gradient_checkpointing else above * inside
     torus = pairs if config.gradient_checkpointing else pairs * len(layers)
@@ -90,6 +94,35 @@ def estimate_memory(
     return MemoryEstimate(
         weights=weights,
         training=(terms + beside) * _TRAINED_BYTES + originals,
-        activations=kept + torus + inside,
+        activations=kept
+        + torus
+        + inside
+        + _copies(model, above, config)
+        + _scores(model, len(layers), settings, config, context_length),
         logits=logits,
     )
+
+
+def _copies(model: Any, above: int, config: TuneConfig) -> int:
+    """Bytes of autocast's copies of float32 weights: of one layer where its inside is computed anew."""
+    first = next(model.parameters())
+    if not config.bf16 or first.element_size() != 4:
+        return 0
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    outside = embedding.numel() + (0 if head is embedding else head.numel())
+    layer = (sum(p.numel() for p in model.parameters()) - outside) // model.config.num_hidden_layers
+    return 2 * (layer * (1 if config.gradient_checkpointing else above) + head.numel())
+
+
+def _scores(
+    model: Any, layers: int, settings: ToroidalSettings, config: TuneConfig, context_length: int
+) -> int:
+    """Bytes of scores and what is made of them on the eager path, which computes long rows' blocks anew."""
+    names = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+    dropout = any(getattr(model.config, name, 0) for name in names)
+    no_kernel = settings.window is not None or settings.distance == "triangle"
+    if not dropout and (not no_kernel or next(model.parameters()).device.type == "cuda"):
+        return 0
+    pairs = config.batch_size * model.config.num_attention_heads * settings.platters**2
+    block = pairs * min(context_length, QUERIES) * context_length * 4 * (4 if dropout else 3)
+    return block * (1 if config.gradient_checkpointing or context_length > QUERIES else layers)

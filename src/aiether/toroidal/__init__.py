@@ -9,9 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .architecture import attention_modules, check_conversion
     from .attention import Places, toroidal_attention
     from .decoders import (
-        attention_modules,
         register_toroidal,
         restore,
         retrofit,
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from .ring import ring_attention, toroidal_ring_attention
     from .settings import ToroidalSettings
     from .shards import SequenceShards
-    from .storage import load
+    from .storage import is_toroidal, load
     from .terms import Terms, TorusTerms
 
 _HOMES = {
+    "architecture": ("attention_modules", "check_conversion"),
     "attention": ("Places", "toroidal_attention"),
     "decoders": (
-        "attention_modules",
         "register_toroidal",
         "restore",
         "retrofit",
@@ -45,7 +45,7 @@ _HOMES = {
     "settings": ("ToroidalSettings",),
     "over_ranks": ("sharded",),
     "shards": ("SequenceShards",),
-    "storage": ("load",),
+    "storage": ("is_toroidal", "load"),
     "terms": ("Terms", "TorusTerms"),
 }
 
@@ -59,6 +59,8 @@ __all__ = [
     "attend_eager",
     "attend_flash",
     "attention_modules",
+    "check_conversion",
+    "is_toroidal",
     "load",
     "merge",
     "reference_attention",

@@ -36,8 +36,9 @@ class Places:
     allowed: bool, broadcast to (B, H, N, M); None: everything. Where `causal` it is that and causal.
     causal: query n sees keys 0 to n; N and M are equal.
     known_by: equal for equal `query` and `key`, so that what was made of them can be kept; None: not known.
-    first: int64 (B, N), the number of the key with which a query's document begins, from which its sinks are
-        counted, where rows hold several documents. None: sinks are the keys at places below their number.
+    first: int64 (B, N), the place at which a query's document begins, from which its sinks are counted, where
+        rows hold several documents. None: sinks are the keys at places below their number.
+    bias: broadcast to (B, H, N, M), what a mask adds to scores; None: nothing.
     """
 
     query: Tensor
@@ -46,6 +47,7 @@ class Places:
     causal: bool = True
     known_by: Hashable = None
     first: Tensor | None = None
+    bias: Tensor | None = None
 
 
 def toroidal_attention(
@@ -114,8 +116,9 @@ def attend_pairs(
 
 def _seen_platters(output_BPNX: Tensor, log_BPN: Tensor, platters: int) -> tuple[Tensor, Tensor]:
     """Of the values that a pair (k, l) of platters saw those of platter l, as a view."""
-    output = output_BPNX.unflatten(1, (-1, platters, platters)).unflatten(-1, (platters, -1))
-    return output.diagonal(dim1=3, dim2=5).movedim(-1, 3), log_BPN.unflatten(1, (-1, platters, platters))
+    pairs = (-1, platters, platters)
+    output = output_BPNX.unflatten(1, pairs).unflatten(-1, (platters, -1))
+    return output.diagonal(dim1=3, dim2=5).movedim(-1, 3), log_BPN.unflatten(1, pairs)
 
 
 def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tensor, dropout: float) -> str:
@@ -127,7 +130,8 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
         If the settings ask for one that cannot.
     """
     plain = settings.window is None and settings.distance != "triangle"
-    one_block = places.allowed is None and places.first is None and dropout == 0
+    masked = places.allowed is not None or places.first is not None or places.bias is not None
+    one_block = not masked and dropout == 0
     flash = plain and one_block and flash_takes(query_BHNX)
     able = {"flash": flash, "flex": one_block and flex_takes(query_BHNX), "eager": True}
     if not able.get(settings.backend, True) and one_block:
@@ -249,18 +253,23 @@ def _eager(
     query_places, key_places = (each if each.ndim == 2 else each[None] for each in (places.query, places.key))
     order = torch.arange(key_BGMX.shape[2], device=key_BGMX.device)
 
+    def for_pairs(of_heads: Tensor) -> Tensor:
+        """A mask for all heads alike, or each head's for all its pairs."""
+        heads = of_heads.shape[1]
+        return of_heads if heads == 1 else of_heads.repeat_interleave(pairs_BPNX.shape[1] // heads, dim=1)
+
     def steps_of(first: int, last: int) -> Tensor:
         return query_places[:, first:last, None] - key_places[:, None]
 
     def sink_of(first: int, last: int) -> Tensor:  # (B, 1 or queries, M)
         if places.first is None:
             return (key_places < settings.sinks)[:, None]
-        return order - places.first[:, first:last, None] < settings.sinks
+        return key_places[:, None] - places.first[:, first:last, None] < settings.sinks
 
     def allowed(first: int, last: int) -> Tensor:
         seen = (order <= order[first:last, None]) if places.causal else torch.ones_like(order) > 0
         if places.allowed is not None:
-            seen = seen & rows_of(places.allowed, first, last)
+            seen = seen & for_pairs(rows_of(places.allowed, first, last))
         if settings.window is not None:
             near = in_ring_window(steps_of(first, last), settings.period, settings.window)
             seen = seen & (near | sink_of(first, last))[:, None]
@@ -270,7 +279,8 @@ def _eager(
         steps = steps_of(first, last)
         far = ring_distance(steps, settings.period, settings.distance)
         far = far.masked_fill(sink_of(first, last), 0)
-        return -lambda_BPN[:, :, first:last, None] * far[:, None]
+        taken = -lambda_BPN[:, :, first:last, None] * far[:, None]
+        return taken if places.bias is None else taken + for_pairs(rows_of(places.bias, first, last))
 
     return attend_eager(pairs_BPNX, keys, values, allowed=allowed, bias=bias, scale=scale, dropout=dropout)
 

@@ -31,15 +31,17 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from .architecture import attention_modules, check_layers, has_window, head_dim_of
 from .attention import Places, toroidal_attention
 from .over_ranks import attend_over_shards, check_mask, current_shards
 from .settings import ToroidalSettings, settings_of
-from .storage import forget_differences, save_differences
+from .storage import SUFFIX, forget_differences, save_differences
 from .terms import TorusTerms
 
 IMPLEMENTATION = "aiether_toroidal"
 """The name under which transformers finds the attention and its mask."""
-_SUFFIX = "_toroidal"
+_FOREIGN = ("position_bias", "s_aux", "softcap")
+"""What transformers' attention functions may be given and a torus has no place for."""
 _QUERIES = 512
 """Queries of a mask that are looked at at once."""
 
@@ -73,7 +75,7 @@ def retrofit(
         )
     if isinstance(model, ToroidalDecoder):
         raise ValueError("the model has toroidal layers already: begin from the model as it was before")
-    _check(model, layers)
+    check_layers(model, layers)
     model_class, config_class = _toroidal_classes(type(model))
     made = [(attention, _terms(attention, settings)) for attention in attention_modules(model, layers)]
     for attention, terms in made:
@@ -85,6 +87,7 @@ def retrofit(
     model.__class__ = model_class
     model.config.architectures = [model_class.__name__]
     model._attention_before = before  # type: ignore[assignment]
+    model._made_of = model.config._name_or_path  # type: ignore[assignment]
     return model
 
 
@@ -103,7 +106,7 @@ def restore(model: PreTrainedModel) -> PreTrainedModel:
     for attention in attention_modules(model, model.config.toroidal["layers"]):
         del attention.torus
     plain_class, before = _plain_class(type(model)), model._attention_before
-    del model.config.toroidal, model._attention_before
+    del model.config.toroidal, model._attention_before, model._made_of
     model.config.__class__ = plain_class.config_class
     model.config.architectures = [plain_class.__name__]
     model.__class__ = plain_class
@@ -144,18 +147,19 @@ class ToroidalDecoder:
 
     config: Any
     _attention_before: str
+    _made_of: str
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         config._attn_implementation = IMPLEMENTATION
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         held = dict(config.toroidal)
-        layers, progress = held.pop("layers"), held.pop("progress")
+        layers, progress, _ = held.pop("layers"), held.pop("progress"), held.pop("base", None)
         settings = ToroidalSettings(**held)
         for attention in attention_modules(self, layers):  # type: ignore[arg-type]
             _attach(attention, _terms(attention, settings))
         if progress:
             set_progress(self, progress)  # type: ignore[arg-type]
-        self._attention_before = "sdpa"
+        self._attention_before, self._made_of = "sdpa", ""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """For pickle and copy, which cannot find a class that was made on the fly by its name."""
@@ -175,8 +179,9 @@ class ToroidalDecoder:
 
         Args:
             is_main_process: as transformers has it; differences are written by the main process alone.
-            whole: everything, as transformers does. None: where the base is not known, and where the caller
-                brings a state of its own, as the Trainer's checkpoints do.
+            whole: everything, as transformers does. None: where the base is not known, as of a model that
+                was loaded as a whole, and where the caller brings a state of its own, as the Trainer's
+                checkpoints do.
             base: folder or name of the base model; None: where the model was loaded from.
             kwargs: further ones of transformers, for the whole model.
 
@@ -187,13 +192,25 @@ class ToroidalDecoder:
             that is not this model's.
         """
         self.config.toroidal = {**self.config.toroidal, "progress": _progress_of(self)}  # type: ignore[arg-type]
-        known = base or self.config.toroidal.get("base") or self.config._name_or_path
+        known = base or self.config.toroidal.get("base") or self._made_of
         if whole or (whole is None and (not known or "state_dict" in kwargs)):
             if is_main_process:
                 forget_differences(save_directory)
             super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
         elif is_main_process:
             save_differences(self, save_directory, base, **kwargs)
+
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Raises ValueError for another one, which would compute the plain model and say nothing of it."""
+        asked = (
+            attn_implementation.values() if isinstance(attn_implementation, dict) else [attn_implementation]
+        )
+        if any(name != IMPLEMENTATION for name in asked):
+            raise ValueError(
+                f"the model has toroidal layers, which {attn_implementation!r} would leave out: call "
+                "aiether.toroidal.restore first, or set_progress(model, 0.0) for the attention that was"
+            )
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """Upload the whole model, as transformers does: a base that lies in a folder is not on the Hub."""
@@ -213,76 +230,19 @@ class ToroidalDecoder:
 def _terms(attention: Any, settings: ToroidalSettings) -> TorusTerms:
     """The layer's terms; a layer with a window of its own no longer has the first tokens, nor sinks."""
     config = attention.config
-    heads = config.num_attention_heads
-    head_dim = getattr(attention, "head_dim", None) or config.hidden_size // heads
-    if _has_window(config, attention.layer_idx):
+    if has_window(config, attention.layer_idx):
+        if settings.shuffled:
+            raise ValueError(
+                f"layer {attention.layer_idx} has a sliding window, whose cache does not know where on the "
+                "ring a token stands: leave shuffled out, or choose other layers"
+            )
         settings = replace(settings, sinks=0)
-    return TorusTerms(heads, head_dim, settings)
-
-
-def _has_window(config: Any, layer: int) -> bool:
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        return kinds[layer] == "sliding_attention"
-    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+    return TorusTerms(config.num_attention_heads, head_dim_of(attention), settings)
 
 
 def _attach(attention: Any, terms: TorusTerms) -> None:
     reference = next(attention.parameters())
     attention.torus = terms.to(reference.device).train(attention.training)
-
-
-def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Any]:
-    """The attention module of each of the layers.
-
-    Raises
-    ------
-    ValueError
-        If a layer has none, or several.
-    """
-    found: dict[int, list[Any]] = {}
-    for module in model.modules():
-        index = getattr(module, "layer_idx", None)
-        if isinstance(index, int) and "Attention" in type(module).__name__:
-            found.setdefault(index, []).append(module)
-    missing = [index for index in layers if len(found.get(index, ())) != 1]
-    if missing:
-        raise ValueError(
-            f"{type(model).__name__} has no single attention module in the layers {missing}: toroidal "
-            "attention does not work on this architecture"
-        )
-    return [found[index][0] for index in layers]
-
-
-def _check(model: PreTrainedModel, layers: Sequence[int]) -> None:
-    config: Any = model.config
-    depth = config.num_hidden_layers
-    if not layers or len(set(layers)) != len(layers) or any(not 0 <= index < depth for index in layers):
-        raise ValueError(f"layers is {list(layers)}: name each of some from 0 to {depth - 1} once")
-    check_architecture(model)
-
-
-def check_architecture(model: PreTrainedModel) -> None:
-    """Raises ValueError if the model's attention cannot be taken over."""
-    config: Any = model.config
-    reasons = {
-        "it has an encoder": config.is_encoder_decoder or getattr(config, "add_cross_attention", False),
-        "its attention is not called through transformers' attention interface": (
-            not model._supports_attention_backend or not model._supports_sdpa
-        ),
-        "its scores are capped (attn_logit_softcapping)": bool(
-            getattr(config, "attn_logit_softcapping", None)
-        ),
-        "it upcasts or reorders its scores (reorder_and_upcast_attn)": bool(
-            getattr(config, "reorder_and_upcast_attn", False)
-        ),
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise ValueError(
-                f"toroidal attention does not work on {type(model).__name__}: {reason}; take another "
-                "architecture"
-            )
 
 
 def _plain_class(model_class: type) -> Any:
@@ -311,7 +271,7 @@ def _toroidal_config(plain: Any) -> type[PreTrainedConfig]:
         return _blank_config, (plain,), *state
 
     added = {
-        "model_type": plain.model_type + _SUFFIX,
+        "model_type": plain.model_type + SUFFIX,
         "toroidal": None,
         "__annotations__": {"toroidal": dict[str, Any] | None},
         "__reduce_ex__": reduce,
@@ -325,7 +285,7 @@ def _toroidal_classes(
 ) -> tuple[type[PreTrainedModel], type[PreTrainedConfig]]:
     """The classes of a model's toroidal form and its configuration, known to transformers' Auto classes."""
     plain: Any = model_class.config_class
-    model_type, config_class = plain.model_type + _SUFFIX, _toroidal_config(plain)
+    model_type, config_class = plain.model_type + SUFFIX, _toroidal_config(plain)
     toroidal_class: Any = type(
         f"Toroidal{model_class.__name__}",
         (ToroidalDecoder, model_class),
@@ -346,7 +306,7 @@ def _toroidal_classes(
 
 def register_toroidal(model_type: object) -> bool:
     """Whether a model type is a decoder's with toroidal layers; transformers' Auto classes then know it."""
-    plain = str(model_type).removesuffix(_SUFFIX)
+    plain = str(model_type).removesuffix(SUFFIX)
     if plain == model_type or plain not in CONFIG_MAPPING:
         return False
     config_class = CONFIG_MAPPING[plain]
@@ -377,6 +337,17 @@ def _attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal, **kwargs
         )
+    foreign = [name for name in _FOREIGN if kwargs.get(name) is not None]
+    if foreign:
+        raise ValueError(
+            f"{type(module).__name__} gives its attention {foreign[0]}, which toroidal attention does not "
+            "know: it does not work on this architecture"
+        )
+    if not query.shape[-1] == value.shape[-1] == terms.head_dim:
+        raise ValueError(
+            f"{type(module).__name__} has queries of {query.shape[-1]} and values of {value.shape[-1]} "
+            f"dimensions in heads of {terms.head_dim}: toroidal attention does not work on this architecture"
+        )
     platters = toroidal_attention(
         query,
         key,
@@ -393,26 +364,31 @@ def _attention_forward(
 def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.device) -> Places:
     """Where queries and keys stand. Without a mask the queries are the last tokens, causal among themselves.
 
-    With one, a token stands at the last key that it may see, its own; places are counted from the first key
-    that anybody sees, so that padding on the left shifts nothing. Sinks are the first keys that it sees, if
-    a document begins there.
+    With one, a token stands at the last key that it may see, its own. Keys that nobody sees, as padding on
+    the left or between turns, have no place. Sinks are the first keys that a token sees, if a document
+    begins there. A mask of numbers is added to the scores, as transformers has it.
     """
-    key_places = torch.arange(num_keys, device=device)
+    numbers = torch.arange(num_keys, device=device)
     if mask is None:
         return Places(
-            key_places[num_keys - num_queries :],
-            key_places,
+            numbers[num_keys - num_queries :],
+            numbers,
             causal=num_queries == num_keys,
             known_by=(num_queries, num_keys),
         )
-    allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    allowed, bias = mask, None
+    if mask.dtype != torch.bool:
+        allowed = mask > torch.finfo(mask.dtype).min / 2
+        bias = mask.masked_fill(~allowed, 0)
     rows_BNM = allowed[:, 0]
-    first_B1 = rows_BNM.any(1).long().argmax(-1, keepdim=True)
+    places_BM = rows_BNM.any(1).long().cumsum(-1) - 1
     blocks = rows_BNM.split(_QUERIES, 1)
-    own_BN = torch.cat([(rows * key_places).amax(-1) for rows in blocks], 1)
+    own_BN = torch.cat([(rows * numbers).amax(-1) for rows in blocks], 1)
     seen_BN = torch.cat([rows.long().argmax(-1) for rows in blocks], 1)
-    first_BN = torch.where(_begins(seen_BN, own_BN, num_keys), seen_BN, first_B1)
-    return Places(own_BN - first_B1, key_places - first_B1, allowed, causal=False, first=first_BN)
+    begun_BN = _begins(seen_BN, own_BN, num_keys)
+    first_BN = torch.where(begun_BN, places_BM.gather(1, seen_BN), 0)
+    query_BN = places_BM.gather(1, own_BN)
+    return Places(query_BN, places_BM, allowed, causal=False, first=first_BN, bias=bias)
 
 
 def _begins(seen_BN: Tensor, own_BN: Tensor, num_keys: int) -> Tensor:

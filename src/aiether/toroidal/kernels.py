@@ -19,7 +19,7 @@ _ALIGNED = 8
 """Fused kernels take heads of a multiple of so many dimensions."""
 _NO_GRADIENT = range(193, 225)
 """Head sizes that flash kernels have no gradient for on consumer GPUs (compute capability 8.6, 8.9, 12)."""
-_QUERIES = 512
+QUERIES = 512
 """Queries that the eager path scores at once."""
 
 
@@ -44,8 +44,8 @@ def attend_eager(
         dropout: probability with which a weight is dropped.
     """
     outputs, logs = [], []
-    for first in range(0, query_BHNX.shape[2], _QUERIES):
-        last = min(first + _QUERIES, query_BHNX.shape[2])
+    for first in range(0, query_BHNX.shape[2], QUERIES):
+        last = min(first + QUERIES, query_BHNX.shape[2])
 
         def block(query: Tensor, key: Tensor, value: Tensor, first: int = first, last: int = last) -> Any:
             scores = (query.float() @ key.float().mT) * scale
@@ -61,7 +61,7 @@ def attend_eager(
             return F.dropout(weights, dropout).to(value.dtype) @ value, logs.masked_fill(none, -math.inf)
 
         given = (query_BHNX[:, :, first:last], key_BHMX, value_BHMY)
-        blocked = query_BHNX.shape[2] > _QUERIES and torch.is_grad_enabled()
+        blocked = query_BHNX.shape[2] > QUERIES and torch.is_grad_enabled()
         output, log = checkpoint(block, *given, use_reentrant=False) if blocked else block(*given)
         outputs.append(output)
         logs.append(log)

@@ -110,7 +110,8 @@ def check_mask(
 
 def _prepare(model: nn.Module, shards: SequenceShards) -> Any:
     """Checks the decoder, and has its inputs looked at and completed whenever it is called."""
-    from .decoders import IMPLEMENTATION, check_architecture
+    from .architecture import check_architecture
+    from .decoders import IMPLEMENTATION
 
     inner: Any = getattr(model, "module", model)
     config = getattr(inner, "config", None)

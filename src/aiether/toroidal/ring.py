@@ -8,7 +8,7 @@ there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -185,7 +185,7 @@ class _Ring(torch.autograd.Function):
         )
 
 
-def _rows_of(merged: tuple[Tensor, Tensor, Tensor, Tensor], rows: slice) -> list[Tensor]:
+def _rows_of(merged: Sequence[Tensor], rows: slice) -> list[Tensor]:
     """Of the output, its logarithm and the gradients of both."""
     output, log, grad_output, grad_log = merged
     return [output[..., rows, :], log[..., rows], grad_output[..., rows, :], grad_log[..., rows]]

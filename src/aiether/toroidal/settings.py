@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Literal, get_args
 
 Distance = Literal["chordal", "triangle", "harmonics"]
@@ -53,6 +54,7 @@ class ToroidalSettings:
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, kind in (("distance", Distance), ("fusion_mode", FusionMode), ("backend", Backend)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
@@ -77,6 +79,21 @@ class ToroidalSettings:
                 "backend='flash' takes neither a window nor distance='triangle': choose distance='harmonics' "
                 "or 'chordal' without a window, or backend='flex' or 'eager'"
             )
+
+    def _check_types(self) -> None:
+        counts = ("platters", "period", "fusion_rank", "sinks", "window")
+        switches = ("token_lambda", "platter_rotary", "shuffled")
+        amounts = ("lambda_distance", "lambda_range", "gate", "cross", "cross_range")
+        for names, kind, words in (
+            (counts, Integral, "a whole number"),
+            (switches, bool, "True or False"),
+            (amounts, Real, "a number"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                other = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+                if other and not (name == "window" and value is None):
+                    raise ValueError(f"{name} is {value!r}: {words} is meant")
 
     def check_head(self, head_dim: int) -> None:
         """Raises ValueError if the platters cannot share a head of this size."""

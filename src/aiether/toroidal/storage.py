@@ -25,6 +25,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 RECORD, TENSORS = "toroidal.json", "toroidal.safetensors"
 """The record is written last: without it a folder is not complete."""
+SUFFIX = "_toroidal"
+"""Of the model type of a whole one."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _OF_DOWNLOADS = ("token", "cache_dir", "local_files_only", "force_download")
 _AS_WRITTEN: dict[str, Any] = {
@@ -65,7 +67,7 @@ def save_differences(
                 f"save_pretrained was given {name}={value!r}, which is for whole models: what differs from a "
                 "base is one file in a folder; leave it out, or save the whole model with whole=True"
             )
-    base = base or model.config.toroidal.get("base") or model.config._name_or_path
+    base = base or model.config.toroidal.get("base") or model._made_of
     if not base:
         raise ValueError(
             "the model was not loaded from a folder or the Hub, so that there is nothing to store "
@@ -118,6 +120,16 @@ def _place(base: str) -> str:
     return str(Path(base).resolve()) if Path(base).is_dir() else base
 
 
+def is_toroidal(folder: str | Path) -> bool:
+    """Whether a folder holds a model with toroidal layers, whole or as differences."""
+    folder = Path(folder)
+    if (folder / RECORD).is_file():
+        return True
+    config = folder / "config.json"
+    held = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return str(held.get("model_type")).endswith(SUFFIX)
+
+
 def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """A model that `save_pretrained` of a retrofitted model wrote, whole or as differences.
 
@@ -136,6 +148,8 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     """
     from .decoders import retrofit
 
+    if "torch_dtype" in kwargs:  # as transformers called it once, and still takes it
+        kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     folder = _local(folder, kwargs)
     if not (folder / RECORD).is_file():
         return _load_whole(folder, **{"use_safetensors": True, **kwargs})

@@ -125,7 +125,9 @@ def test_which_evaluation_counts_is_said(whole_study: Path) -> None:
     results["study"]["judged"] = "best"
     text = markdown_tables(results)
     assert last not in text
-    assert "each run's lowest, in nats per token, and its steps, tokens, FLOPs and time are those up to" in text
+    assert (
+        "each run's lowest, in nats per token, and its steps, tokens, FLOPs and time are those up to" in text
+    )
 
 
 # --- next to nothing --------------------------------------------------------------------------------------

@@ -88,8 +88,8 @@ def what_came_out(study: Study) -> Table:
     return Table(
         "What came out",
         Grid(tuple(columns), tuple(rows)),
-        f"Means over the finished seeds. The {words.short_metric(study)} is {_which(study)}. Time is training "
-        "time, without evaluating and saving.",
+        f"Means over the finished seeds. The {words.short_metric(study)} is {_which(study)}. "
+        "Time is training time, without evaluating and saving.",
     )
 
 

@@ -1,0 +1,106 @@
+"""Which decoders can be given toroidal attention, and where their attention is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from .settings import ToroidalSettings
+
+
+def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Any]:
+    """The attention module of each of the layers.
+
+    Raises
+    ------
+    ValueError
+        If a layer has none, or several.
+    """
+    found: dict[int, list[Any]] = {}
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int) and "Attention" in type(module).__name__:
+            found.setdefault(index, []).append(module)
+    missing = [index for index in layers if len(found.get(index, ())) != 1]
+    if missing:
+        raise ValueError(
+            f"{type(model).__name__} has no single attention module in the layers {missing}: toroidal "
+            "attention does not work on this architecture"
+        )
+    return [found[index][0] for index in layers]
+
+
+def check_conversion(
+    model: PreTrainedModel, layers: Sequence[int] | None, settings: ToroidalSettings
+) -> None:
+    """Raises ValueError if `retrofit` would, for these layers; None: for all of them."""
+    if layers is None:
+        check_architecture(model)
+        layers = range(model.config.num_hidden_layers)
+    check_layers(model, layers)
+    for attention in attention_modules(model, layers):
+        settings.check_head(head_dim_of(attention))
+
+
+def head_dim_of(attention: Any) -> int:
+    """Of the heads of a layer's attention."""
+    config = attention.config
+    return getattr(attention, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def has_window(config: Any, layer: int) -> bool:
+    """Whether a layer sees a sliding window alone."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return kinds[layer] == "sliding_attention"
+    return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
+
+
+def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Raises ValueError if the model has not these layers, or its attention cannot be taken over."""
+    config: Any = model.config
+    depth = getattr(config, "num_hidden_layers", None)
+    if depth is None:
+        raise ValueError(
+            f"the configuration of {type(model).__name__} names no layers (num_hidden_layers), as where a "
+            "decoder is a part of a larger model: retrofit the decoder itself"
+        )
+    if not layers or len(set(layers)) != len(layers) or any(not 0 <= index < depth for index in layers):
+        raise ValueError(f"layers is {list(layers)}: name each of some from 0 to {depth - 1} once")
+    check_architecture(model)
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Raises ValueError if the model's attention cannot be taken over."""
+    config: Any = model.config
+    reasons = {
+        "it attends to later tokens (is_causal)": not _is_causal(model),
+        "its keys and values have sizes of their own (kv_lora_rank, v_head_dim)": any(
+            getattr(config, name, None) for name in ("kv_lora_rank", "v_head_dim")
+        ),
+        "it has an encoder": config.is_encoder_decoder or getattr(config, "add_cross_attention", False),
+        "its attention is not called through transformers' attention interface": (
+            not model._supports_attention_backend or not model._supports_sdpa
+        ),
+        "its scores are capped (attn_logit_softcapping)": bool(
+            getattr(config, "attn_logit_softcapping", None)
+        ),
+        "it upcasts or reorders its scores (reorder_and_upcast_attn)": bool(
+            getattr(config, "reorder_and_upcast_attn", False)
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(
+                f"toroidal attention does not work on {type(model).__name__}: {reason}; take another "
+                "architecture"
+            )
+
+
+def _is_causal(model: PreTrainedModel) -> bool:
+    """By its configuration, and by each attention module, of which an encoder's says so alone."""
+    modules = [m for m in model.modules() if "Attention" in type(m).__name__]
+    return all(getattr(each, "is_causal", True) is not False for each in (model.config, *modules))
