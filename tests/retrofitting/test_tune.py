@@ -364,7 +364,7 @@ def of_width_256(family: str) -> Any:
 
     torch.manual_seed(0)
     if family == "gpt2, dropout":
-        shape = {"n_embd": 256, "n_layer": 2, "n_head": 4, "vocab_size": 64}
+        shape: dict[str, Any] = {"n_embd": 256, "n_layer": 2, "n_head": 4, "vocab_size": 64}
         return GPT2LMHeadModel(GPT2Config(**shape, attn_pdrop=0.1, bos_token_id=1, eos_token_id=1))
     config = LlamaConfig(
         hidden_size=256,

@@ -13,13 +13,9 @@ from typing import Any
 import pytest
 import torch
 from tests.families import FAMILY_TABLE, FamilyCase
-from transformers import (
-    BertConfig,
-    BertLMHeadModel,
-    DeepseekV3Config,
-    DeepseekV3ForCausalLM,
-    LlamaConfig,
-)
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig
+from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaForSequenceClassification
 
 import aiether

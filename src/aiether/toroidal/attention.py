@@ -255,7 +255,7 @@ def _eager(
 
     def for_pairs(of_heads: Tensor) -> Tensor:
         """A mask for all heads alike, or each head's for all its pairs."""
-        heads = of_heads.shape[1]
+        heads = of_heads.shape[1] if of_heads.ndim == 4 else 1
         return of_heads if heads == 1 else of_heads.repeat_interleave(pairs_BPNX.shape[1] // heads, dim=1)
 
     def steps_of(first: int, last: int) -> Tensor:

@@ -35,15 +35,14 @@ def reference_attention(
     Args:
         query_places, key_places: int64, (N,) and (M,), or (B, N) and (B, M).
         allowed: bool, broadcast to (B, H, N, M): what a query may attend to.
-        first: int64 (B, N), the number of the key from which a query's sinks are counted; None: of place 0.
+        first: int64 (B, N), the place from which a query's sinks are counted; None: place 0.
     """
     platters = settings.platters
     size = query_BHNX.shape[-1] // platters
     steps_BNM = query_places[..., :, None] - key_places[..., None, :]
     sink_BNM = (key_places < settings.sinks)[..., None, :].expand(steps_BNM.shape)
     if first is not None:
-        order = torch.arange(key_places.shape[-1], device=key_places.device)
-        sink_BNM = order - first[..., None] < settings.sinks
+        sink_BNM = key_places[..., None, :] - first[..., None] < settings.sinks
     far = ring_distance(steps_BNM, settings.period, settings.distance).to(query_BHNX.dtype)
     far = torch.where(sink_BNM, 0, far)
     if settings.window is not None:
