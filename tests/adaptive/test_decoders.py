@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, Pre
 import aiether
 from aiether.adaptive import add_mixture_of_depths, load_mixture_of_depths
 from aiether.adaptive.routed_layer import RoutedLayer
-from aiether.adaptive.routing import Routing
+from aiether.adaptive.routing import Routing, RoutingSettings
+from aiether.adaptive.trace import trace_tokens
 from aiether.growth import GrowthPlan, family_of
 
 CASES = {case.name: case for case in FAMILY_TABLE}
@@ -226,3 +228,25 @@ def test_a_routed_decoder_is_not_grown_and_a_grown_one_is_routed() -> None:
     routed = add_mixture_of_depths(plain, every=2, capacity=0.25)
     assert routed.config.routed_layers == [False, True] * 4
     assert _logits(routed, input_ids).isfinite().all()
+
+
+def test_pickled_and_copied_a_routed_decoder_is_the_same_model() -> None:
+    model, ids = _routed(CASES["llama"]).eval(), _tokens()
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):  # noqa: S301 - our own
+        assert type(other) is type(model)
+        assert type(other.config) is type(model.config)
+        assert torch.equal(_logits(other, ids), _logits(model, ids))
+
+
+def test_settings_are_given_whole_or_one_by_one() -> None:
+    model, settings = CASES["llama"].build(depth=4), RoutingSettings(router="threshold")
+    for given in ({"capacity": 0.5}, {"burst": 3}):
+        with pytest.raises(ValueError, match="give one of the two"):
+            add_mixture_of_depths(model, settings=settings, **given)
+
+
+def test_a_routed_decoder_is_traced_too() -> None:
+    found = trace_tokens(_routed(CASES["llama"]), _tokens(1)[0])
+    assert found.layers == (1, 3)
+    assert [len(row) for row in found.processed] == [20, 20]
+    assert found.iterations == ()

@@ -285,3 +285,50 @@ def test_eager_attention_agrees(condition: str) -> None:
     assert torch.allclose(
         _logits(model, input_ids, attention_mask=mask)[mask.bool()], found[mask.bool()], atol=1e-5
     )
+
+
+@pytest.mark.parametrize("condition", ["full", "latent_only"])
+def test_a_reentrant_checkpoint_gives_the_same_gradients(condition: str) -> None:
+    """It passes none through a tuple in a tuple, as keys and values of a latent block once were."""
+    found = []
+    for checkpointed in (False, True):
+        model = lahr(condition).train()
+        if checkpointed:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        model(tokens(), labels=tokens()).loss.backward()
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        assert torch.allclose(found[1][name], gradient, atol=1e-6), name
+
+
+def test_the_head_is_tied_unless_asked_otherwise() -> None:
+    shape: dict[str, Any] = {"vocab_size": 30, "hidden_size": 16, "num_attention_heads": 2}
+    model = LahrForCausalLM(LahrConfig(**shape, num_hidden_layers=2, intermediate_size=24))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_routers_stay_in_single_precision_when_a_model_is_loaded_in_half(tmp_path: Path) -> None:
+    """In half precision a threshold stops following once its steps are small."""
+    lahr("mod_only").save_pretrained(tmp_path)
+    model: Any = LahrForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    kinds = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    routed = {kind for name, kind in kinds.items() if "routing" in name and "followed" not in name}
+    assert routed == {torch.float32}
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"latent": {"bogus": 1}}, "latent has no setting 'bogus'"),
+        ({"routing": {"capacity": 0.1}}, "no layer is routed"),
+    ],
+)
+def test_parts_that_cannot_be_are_refused_by_name(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LahrForCausalLM(LahrConfig(vocab_size=30, hidden_size=16, num_attention_heads=2, **wrong))
+
+
+def test_a_text_beyond_learned_positions_is_refused() -> None:
+    with pytest.raises(ValueError, match="has learned 64 positions"):
+        lahr("baseline", positions="learned")(tokens(1, 65))

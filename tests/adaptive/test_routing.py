@@ -242,3 +242,16 @@ def test_the_router_of_a_block_is_found_under_its_own_name() -> None:
     names = {name for name, _ in _mixture("topk").named_parameters()}
     assert {"routing.weight", "routing.bias"} <= names
     assert not list(Routing(WIDTH, RoutingSettings(router="stride")).parameters())
+
+
+def test_the_last_pass_of_training_counts_too() -> None:
+    """Without another pass after it, the threshold was what it had been before."""
+    routing = Routing(16, RoutingSettings(capacity=0.25)).train()
+    hidden = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0))
+    routing(lambda chosen: chosen, hidden.requires_grad_())
+    assert routing.threshold == 0
+    routing.eval()
+    assert routing.threshold == routing.next_threshold != 0
+    assert routing.followed == 1
+    routing.train().commit()
+    assert routing.followed == 1, "and once"

@@ -56,6 +56,19 @@ def test_each_fault_is_caught_by_the_checks_that_are_about_it_and_by_no_other(fa
     assert all(check.where for check in report.failed)
 
 
+def test_a_leak_at_one_position_alone_is_found() -> None:
+    class Leaky(Model):
+        def forward(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+            output = super().forward(input_ids, *args, **kwargs)
+            if input_ids.shape[1] > 6:
+                here = torch.arange(input_ids.shape[1])[:, None] == 5
+                output.logits = output.logits + here * self.head(self.embedding(input_ids[:, 6:7]))
+            return output
+
+    report = check_conformance(Leaky(), vocab_size=VOCAB, length=16, checks=sorted(LATER))
+    assert {check.name for check in report.failed} == LATER
+
+
 def test_a_parameter_without_gradient_is_named_with_what_is_wrong() -> None:
     named: dict[Fault, str] = {
         "parameter without use": "idle (none)",

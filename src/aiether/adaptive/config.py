@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from transformers import LlamaConfig
@@ -39,6 +39,7 @@ class LahrConfig(LlamaConfig):
     memory_at: float = 0.5
     memory_reads: list[bool] | None = None
     positions: str = "rope"
+    tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -63,15 +64,15 @@ class LahrConfig(LlamaConfig):
 
     def routing_settings(self) -> RoutingSettings:
         """How routed layers choose their tokens."""
-        return RoutingSettings(**(self.routing or {}))
+        return _settings(RoutingSettings, "routing", self.routing or {})
 
     def latent_settings(self) -> LatentSettings | None:
         """How tokens are thought about; None: the model has no latent block."""
-        return None if self.latent is None else LatentSettings(**self.latent)
+        return None if self.latent is None else _settings(LatentSettings, "latent", self.latent)
 
     def memory_settings(self) -> MemorySettings | None:
         """The memory's shape; None: the model has none."""
-        return None if self.memory is None else MemorySettings(**self.memory)
+        return None if self.memory is None else _settings(MemorySettings, "memory", self.memory)
 
     def is_routed(self, layer: int) -> bool:
         """Whether tokens are routed around a layer."""
@@ -87,10 +88,20 @@ class LahrConfig(LlamaConfig):
                 raise ValueError(
                     f"{name} has {len(entries)} entries for {self.num_hidden_layers} layers: give one each"
                 )
+        if self.routing is not None and self.routed_layers is None:
+            raise ValueError("routing is given and no layer is routed: give route_every or routed_layers too")
         if self.positions not in ("rope", "learned"):
             raise ValueError(f"positions is {self.positions!r}: choose rope or learned")
         if not 0 <= self.memory_at <= 1:
             raise ValueError(f"memory_at is {self.memory_at}: a fraction from 0 to 1 is meant")
+
+
+def _settings(kind: Any, name: str, given: dict[str, Any]) -> Any:
+    known = [each.name for each in fields(kind)]
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; there are {', '.join(known)}")
+    return kind(**given)
 
 
 def lahr_parts(settings: LahrSettings, n_layer: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def add_mixture_of_depths(
     model: PreTrainedModel,
     *,
     every: int = 2,
-    capacity: float = 0.125,
+    capacity: float | None = None,
     layers: tuple[int, ...] | None = None,
     settings: RoutingSettings | None = None,
     **options: Any,
@@ -45,8 +45,11 @@ def add_mixture_of_depths(
 
     Args:
         every: the last of each `every` layers is routed; `layers` names them instead.
-        capacity: share of the tokens that a routed layer processes.
+        capacity: share of the tokens that a routed layer processes; None: 0.125.
         settings: everything about routing at once; else `capacity` and `options` (see `RoutingSettings`).
+
+    Whatever the capacity, a routed layer adds what it changes times the sigmoid of its router's score, about
+    a half before training: the model has to be tuned afterwards.
 
     Raises
     ------
@@ -54,7 +57,10 @@ def add_mixture_of_depths(
         If there is nothing to route, layers are routed already, or the architecture's attention cannot do
         with some of the tokens.
     """
-    settings = settings or RoutingSettings(capacity=capacity, **options)
+    given = {**options, **({} if capacity is None else {"capacity": capacity})}
+    if settings is not None and given:
+        raise ValueError(f"settings are given whole, and {', '.join(given)} beside them: give one of the two")
+    settings = settings or RoutingSettings(**given)
     depth = len(_decoder_layers(model))
     chosen = layers if layers is not None else range(every - 1, depth, every) if every > 0 else ()
     if not chosen or any(not 0 <= index < depth for index in chosen):
@@ -119,6 +125,11 @@ class RoutedDecoder:
         _check(self, config.routed_layers)  # type: ignore[arg-type]
         _route(self, config.routed_layers, RoutingSettings(**config.routing), None)  # type: ignore[arg-type]
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """For pickle and copy, which cannot find a class that was made on the fly by its name."""
+        _, _, *state = super().__reduce_ex__(max(2, protocol))
+        return _blank_model, (type(self).__mro__[2],), *state
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Routing):
             module.reset_parameters()
@@ -141,7 +152,12 @@ def _routed_classes(
     """The classes of a model's routed form and its configuration, known to transformers' Auto classes."""
     plain: Any = model_class.config_class
     model_type = plain.model_type + _SUFFIX
-    added = {"model_type": model_type, "routed_layers": None, "routing": None}
+
+    def reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+        _, _, *state = plain.__reduce_ex__(self, max(2, protocol))
+        return _blank_config, (model_class,), *state
+
+    added = {"model_type": model_type, "routed_layers": None, "routing": None, "__reduce_ex__": reduce}
     annotations = {"routed_layers": list[bool] | None, "routing": dict[str, Any] | None}
     config_class = type(
         f"MixtureOfDepths{plain.__name__}", (plain,), {**added, "__annotations__": annotations}
@@ -158,6 +174,17 @@ def _routed_classes(
     if renamed is not None:
         register_checkpoint_conversion_mapping(model_type, renamed, overwrite=True)
     return routed_class, config_class
+
+
+def _blank_model(plain: type[PreTrainedModel]) -> PreTrainedModel:
+    """A routed model of a class, without content: pickle fills it."""
+    routed_class, _ = _routed_classes(plain)
+    return routed_class.__new__(routed_class)
+
+
+def _blank_config(plain: type[PreTrainedModel]) -> PreTrainedConfig:
+    _, config_class = _routed_classes(plain)
+    return config_class.__new__(config_class)
 
 
 def _route(

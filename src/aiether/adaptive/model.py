@@ -88,16 +88,25 @@ class LatentBlock(GradientCheckpointingLayer):
         self.input_layernorm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
+    def __call__(self, hidden_BTD: Tensor, *, earlier: KeyValues | None, **kwargs: Any) -> Any:
+        """Tensors with gradients side by side: a reentrant checkpoint sees none within tuples or by name."""
+        return super().__call__(hidden_BTD, *(earlier or (None, None)), **kwargs)
+
     def forward(
         self,
         hidden_BTD: Tensor,
+        earlier_keys: Tensor | None,
+        earlier_values: Tensor | None,
         *,
-        earlier: KeyValues | None,
         active_BT: Tensor,
         store: Any = None,
         attention_mask: Tensor | None = None,
         position_embeddings: KeyValues,
-    ) -> tuple[Tensor, KeyValues]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next states, and the keys and values."""
+        earlier = None
+        if earlier_keys is not None and earlier_values is not None:
+            earlier = (earlier_keys, earlier_values)
         kept = _Kept(earlier, active_BT, store)
         attended, _ = self.self_attn(
             self.input_layernorm(hidden_BTD),
@@ -107,7 +116,7 @@ class LatentBlock(GradientCheckpointingLayer):
         )
         hidden_BTD = hidden_BTD + attended
         hidden_BTD = hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
-        return hidden_BTD, kept.own
+        return hidden_BTD, *kept.own
 
 
 class _Kept:
@@ -149,6 +158,7 @@ class LahrPreTrainedModel(LlamaPreTrainedModel):
     _supports_flex_attn = False
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LahrDecoderLayer}  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["routing"]  # noqa: RUF012 - a threshold does not follow in half precision
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -228,6 +238,7 @@ class LahrModel(LahrPreTrainedModel):
             position_ids=position_ids,
         )
         if self.embed_positions is not None:
+            _check_length(hidden_BTD.shape[1], seen, self.config.max_position_embeddings)
             hidden_BTD = hidden_BTD + self.embed_positions(position_ids)
         shared: dict[str, Any] = {
             "attention_mask": causal_mask,
@@ -308,6 +319,16 @@ def _check_filled_alike(latent_cache: LatentLayer, cache: Cache, num_tokens: int
         raise ValueError(
             f"the cache holds {seen} tokens in the layers and {own} in the latent block, as if another model "
             "had filled it: begin with an empty DynamicCache or StaticCache"
+        )
+
+
+def _check_length(num_tokens: int, seen: int | Tensor, most: int) -> None:
+    """Raise ValueError where learned positions end; a static cache's length is on the device."""
+    length = num_tokens + (seen if isinstance(seen, int) else 0)
+    if length > most:
+        raise ValueError(
+            f"the text has {length} tokens, and the model has learned {most} positions "
+            "(max_position_embeddings): shorten it, or train with positions='rope'"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -131,6 +132,11 @@ class RoutedLayer(nn.Module):
     layer_idx_in_cache: int
     parameter_names: tuple[str, ...]
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """For pickle and copy, which cannot find a class that was made on the fly by its name."""
+        _, _, *state = super().__reduce_ex__(max(2, protocol))
+        return _blank_layer, (type(self).__mro__[2],), *state
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         kwargs |= zip(self.parameter_names, args, strict=False)
         cache_name = next((name for name in _CACHE_NAMES if name in kwargs), _CACHE_NAMES[0])
@@ -162,12 +168,23 @@ def route_layer(block: nn.Module, routing: Routing, config: Any, layer_idx: int)
             "Mixture-of-Depths does not work on this architecture"
         )
     window = attention_window(config, layer_idx)
-    own: dict[str, Any] = {"parameter_names": names[1:]}
     block.routing = routing.train(block.training)  # or a model in use would route as in training
     block.layer_idx_in_cache = layer_idx  # type: ignore[assignment]
     block.routing_config = config
     block.routing_window = window  # type: ignore[assignment]
-    block.__class__ = type(f"Routed{type(block).__name__}", (RoutedLayer, type(block)), own)
+    block.parameter_names = names[1:]  # type: ignore[assignment]
+    block.__class__ = _routed_layer(type(block))
+
+
+@cache
+def _routed_layer(plain: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Routed{plain.__name__}", (RoutedLayer, plain), {})
+
+
+def _blank_layer(plain: type[nn.Module]) -> nn.Module:
+    """A routed layer of a class, without content: pickle fills it."""
+    kind = _routed_layer(plain)
+    return kind.__new__(kind)
 
 
 def attention_window(config: Any, layer_idx: int) -> int | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -164,12 +164,21 @@ class Routing(nn.Module):
 
         Not inside a pass, which gradient checkpointing runs a second time.
         """
-        with torch.no_grad():
-            if self.settings.learned:
-                self.followed.add_(self.next_threshold != self.threshold)
-                self.threshold.copy_(self.next_threshold)
-            if self.settings.router == "random":
-                self.passes.add_(1)
+        self._take_threshold()
+        if self.settings.router == "random":
+            self.passes.add_(1)
+
+    def train(self, mode: bool = True) -> Self:
+        """As it leaves training the last pass counts too, which otherwise the next one would take over."""
+        if self.training and not mode:
+            self._take_threshold()
+        return super().train(mode)
+
+    @torch.no_grad()
+    def _take_threshold(self) -> None:
+        if self.settings.learned:
+            self.followed.add_(self.next_threshold != self.threshold)
+            self.threshold.copy_(self.next_threshold)
 
     def scores(self, hidden_BTD: Tensor) -> Tensor:
         """The router's, (B, T): float32, so that one path's rounding is not another path's decision."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .model import LahrForCausalLM
 from .routing import Routing
 
 
@@ -28,10 +28,11 @@ class TokenTrace:
 
 
 @torch.no_grad()
-def trace_tokens(model: LahrForCausalLM, ids_T: Tensor) -> TokenTrace:
+def trace_tokens(model: Any, ids_T: Tensor) -> TokenTrace:
     """One forward pass over a text by the causal rules, as in generation; the model's mode is left as it was.
 
     Args:
+        model: a LAHR model, or a decoder with routed layers.
         ids_T: int64 token ids of one text.
     """
     routings = [module for module in model.modules() if isinstance(module, Routing)]
@@ -40,7 +41,7 @@ def trace_tokens(model: LahrForCausalLM, ids_T: Tensor) -> TokenTrace:
     for routing in routings:
         routing.chosen = []
     try:
-        output = model.model(input_ids=ids_T[None], use_cache=False)
+        output = model.base_model(input_ids=ids_T[None], use_cache=False)
         processed = []
         for routing in routings:
             assert routing.chosen is not None
@@ -52,5 +53,6 @@ def trace_tokens(model: LahrForCausalLM, ids_T: Tensor) -> TokenTrace:
         model.train(training)
         for routing in routings:
             routing.chosen = None
-    iterations = () if output.iterations is None else tuple(output.iterations[0].tolist())
+    taken = getattr(output, "iterations", None)
+    iterations = () if taken is None else tuple(taken[0].tolist())
     return TokenTrace(tuple(routing.layer_idx for routing in routings), tuple(processed), iterations)

@@ -124,7 +124,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "lahr_capacity": "Share of the tokens that a routed layer processes.",
         "lahr_router": "The k best tokens of a sequence (generation goes by a predictor), all above a "
         "threshold (causal in training too), or a control: random tokens, every n-th token.",
-        "lahr_predictor": "Router topk: the router's own sign or a second head predicts who is among the k.",
+        "lahr_predictor": "Router topk: the router's own score or a second head says who is among the k.",
         "lahr_slack": "While generating a routed layer takes at most capacity times this of the tokens.",
         "lahr_burst": "And so many more.",
         "lahr_iterations": "Latent iterations that a token gets at most.",

@@ -336,6 +336,23 @@ def grow_config(config: Mapping[str, Any], plan: GrowthPlan, family: Family) -> 
     return grown
 
 
+def check_routed_groups(config: Mapping[str, Any], plan: GrowthPlan) -> None:
+    """Raises ValueError where the last of each few layers is routed, and no longer would be after growth."""
+    before = [bool(routed) for routed in config.get("routed_layers") or ()]
+    if True not in before:
+        return
+    every = before.index(True) + 1
+    after = [before[origin.source] for origin in plan.layers]
+    if before != [layer % every == every - 1 for layer in range(len(before))]:
+        return
+    if len(after) % every or after != [layer % every == every - 1 for layer in range(len(after))]:
+        raise ValueError(
+            f"the last of each {every} layers is routed, and growing from {plan.depth_before} to "
+            f"{plan.depth_after} layers by placement {plan.placement!r} would break that: grow by whole "
+            f"groups of {every}, with placement 'stack'"
+        )
+
+
 def _per_layer(config: Mapping[str, Any], family: Family) -> dict[str, list[Any]]:
     """The lists with one entry a layer, those that a rule stands for written out."""
     if any(config.get(key) is None for key in family.per_layer_keys) and "model_type" in config:

@@ -196,6 +196,16 @@ class TrainConfig(DataConfig, GrowthConfig, LahrSettings):
                         f"{name} is {depth}: the last of each {self.lahr_every} layers is routed "
                         "(lahr_every), so that a model has whole groups of them and grows by whole groups"
                     )
+            self._validate_lahr_placement()
+
+    def _validate_lahr_placement(self) -> None:
+        grows = self.trigger != "never" or bool(self.grow_to)
+        others = [name for name, _ in self.forms() if name != "stack"]
+        if grows and others and self.lahr_every > 1:
+            raise ValueError(
+                f"placement is {others[0]!r}: new layers would stand where the last of each "
+                f"{self.lahr_every} is no longer routed (lahr_every); take placement 'stack'"
+            )
 
     def _validate_choices_of_training(self) -> None:
         if self.preset not in PRESETS:
@@ -203,6 +213,15 @@ class TrainConfig(DataConfig, GrowthConfig, LahrSettings):
         hints = setting_types()
         if self.size not in (None, *SIZES):
             raise ValueError(f"size is {self.size!r}: choose one of {', '.join(SIZES)}, or leave it out")
+        if self.size is not None:
+            usual = {f.name: f.default for f in fields(TrainConfig)}
+            shape = {name: value for name, value in SIZES[self.size].items() if value != usual[name]}
+            if all(getattr(self, name) == usual[name] for name in shape):
+                given = ", ".join(f"{name}={value}" for name, value in shape.items())
+                raise ValueError(
+                    f"size is {self.size!r}, and every setting that it stands for is as if it were not "
+                    f"given: in Python give {given} instead"
+                )
         for name in ("arch", "schedule", "optimizer", "device", "baseline", "on_nan"):
             if getattr(self, name) not in get_args(hints[name]):
                 raise ValueError(

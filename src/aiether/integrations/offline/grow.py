@@ -19,6 +19,7 @@ from aiether.growth import (
     TrainingState,
     block_tensors,
     check_blocks_match,
+    check_routed_groups,
     family_of,
     grow_config,
 )
@@ -165,6 +166,7 @@ def _prepare(
     if final_depth < to_layers:
         raise ValueError(f"max_layers is {final_depth}, below to_layers ({to_layers}): raise it")
     plan = GrowthPlan(depth, PLACEMENTS[growth.placement](depth, to_layers), growth.init, growth.placement)
+    check_routed_groups(config.full, plan)
     after = grow_config(config.full, plan, family)
     _check_layers(config.full, after, plan, family)
     state = TrainingState(config=config.full, tensors=tensors, step=source.step or 0)
