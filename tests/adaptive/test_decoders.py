@@ -240,6 +240,7 @@ def test_pickled_and_copied_a_routed_decoder_is_the_same_model() -> None:
 
 def test_settings_are_given_whole_or_one_by_one() -> None:
     model, settings = CASES["llama"].build(depth=4), RoutingSettings(router="threshold")
+    given: dict[str, Any]
     for given in ({"capacity": 0.5}, {"burst": 3}):
         with pytest.raises(ValueError, match="give one of the two"):
             add_mixture_of_depths(model, settings=settings, **given)

@@ -60,10 +60,12 @@ def test_a_head_is_taught_and_nothing_else_moves(
     new = tmp_path / "run-halting"
     was, now = (load_file(folder / "model.safetensors") for folder in (run / "final", new))
     assert set(now) == set(was) | HEAD
-    assert {name: tensor.dtype for name, tensor in now.items() if name in was} == {
-        name: tensor.dtype for name, tensor in was.items()
+    loaded = {  # routers are kept in single precision
+        name: tensor.float() if ".routing." in name and tensor.is_floating_point() else tensor
+        for name, tensor in was.items()
     }
-    assert all(torch.equal(was[name], now[name]) for name in set(was) - HEAD)
+    assert {name: now[name].dtype for name in was} == {name: each.dtype for name, each in loaded.items()}
+    assert all(torch.equal(loaded[name], now[name]) for name in set(was) - HEAD)
     assert any(now[name].any() for name in HEAD)
     assert {file: file.read_bytes() for file in (run / "final").iterdir()} == before
 

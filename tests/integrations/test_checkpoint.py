@@ -101,6 +101,9 @@ def test_what_a_killed_process_left_half_written_or_half_deleted_goes_with_the_n
     kept = write(store, 5)
     for name in (".step-00000006-stage-000.tmp", ".step-00000004-stage-000.old"):
         (store.directory / name).mkdir()
+    store.snapshots.mkdir(exist_ok=True)
+    (store.snapshots / ".tmpAbCdEf").write_bytes(b"half")  # as safetensors begins a file
     assert store.latest() == kept
     newer = write(store, 7)
     assert [path.name for path in store.directory.iterdir()] == [newer.path.name]
+    assert not list(store.snapshots.iterdir())

@@ -127,6 +127,8 @@ def interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
 
 def t_test(gaps: np.ndarray) -> float:
     tested: Any = stats.ttest_1samp(gaps, 0.0)
+    if not gaps.any():  # nothing speaks against there being no difference
+        return 1.0
     return float(tested.pvalue)
 
 

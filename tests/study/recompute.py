@@ -137,7 +137,8 @@ def _tests(study: Study, rows: list[dict[str, str]], contrasts: list[np.ndarray]
         flips.append(sign_flip(gaps))
         study.same(row["t test p"], t_ps[-1])
         study.same(row["sign-flip p"], flips[-1])
-        study.same(row["d_z"], gaps.mean() / gaps.std(ddof=1))
+        if gaps.any():
+            study.same(row["d_z"], gaps.mean() / gaps.std(ddof=1))
         study.same(row["smallest p"], 2.0 ** (1 - len(gaps)))
         study.same(row["detectable"], detectable(gaps, study.spec["alpha"] / len(rows)))
     for row, t_p, flip in zip(rows, holm(t_ps), holm(flips), strict=True):

@@ -25,7 +25,7 @@ from .config import LahrConfig
 from .figures import compute_figures, reset_compute_figures
 from .mixture_of_depths import commit_routing
 from .routed_layer import route_layer
-from .routing import Routing, RoutingSettings
+from .routing import KEPT_IN_FP32, Routing, RoutingSettings
 
 _SUFFIX = "_mixture_of_depths"
 
@@ -117,7 +117,7 @@ def _routed_class_of(model_type: object) -> type[PreTrainedModel] | None:
 class RoutedDecoder:
     """What is mixed into a model's class."""
 
-    _keep_in_fp32_modules_strict = ["routing"]  # noqa: RUF012 - as transformers declares it
+    _keep_in_fp32_modules_strict = KEPT_IN_FP32
     config: Any
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:

@@ -36,7 +36,7 @@ from .masks import present_tokens
 from .memory import ProductKeyMemory
 from .mixture_of_depths import commit_routing
 from .routed_layer import routed_forward
-from .routing import Routing
+from .routing import KEPT_IN_FP32, Routing
 
 IGNORED = -100
 """The label that counts for nothing, as everywhere in torch and transformers."""
@@ -158,7 +158,7 @@ class LahrPreTrainedModel(LlamaPreTrainedModel):
     _supports_flex_attn = False
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": LahrDecoderLayer}  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["routing"]  # noqa: RUF012 - a threshold does not follow in half precision
+    _keep_in_fp32_modules_strict = KEPT_IN_FP32
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

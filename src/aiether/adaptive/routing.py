@@ -27,6 +27,12 @@ Predictor = Literal["router", "head"]
 
 _INIT_STD = 0.02
 
+KEPT_IN_FP32 = [
+    f"routing.{name}"
+    for name in ("weight", "bias", "predictor_weight", "predictor_bias", "threshold", "next_threshold")
+]
+"""What stays float32 in a model that is loaded in half precision, in which a threshold would stop following.
+Counts are not among them: transformers would make floats of them."""
 FIGURES = ("tokens", "wanted", "processed", "top_k", "agreed")
 """What is counted: tokens, those that the router wanted, those that were processed, the k highest of each
 sequence, and how many of these were wanted."""

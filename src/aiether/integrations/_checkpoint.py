@@ -202,6 +202,8 @@ class CheckpointStore:
         """Remove what a killed process left half written or half deleted."""
         for left_over in self.directory.glob(".step-*"):
             shutil.rmtree(left_over)
+        for half in self.snapshots.glob(".*"):  # of ours, and of safetensors, which has temporary names too
+            half.unlink()
 
     def _remove(self, path: Path) -> None:
         doomed = path.with_name(f".{path.name}.old")

@@ -16,7 +16,7 @@ from torch import Tensor
 from aiether.data import Progress
 from aiether.data.prepare import silent
 from aiether.evaluation import sum_losses, text_windows
-from aiether.integrations import hold, write_json
+from aiether.integrations import hold, without_progress_bars, write_json
 from aiether.toroidal import check_conversion, retrofit, torus_terms
 from aiether.training._format import duration
 from aiether.training.evaluate import check_ids
@@ -109,7 +109,8 @@ def run_retrofit(
             memory=memory,
             lines=tuple(told_terms(model)),
         )
-        model.save_pretrained(folder, whole=True if job.trust_remote_code else None)
+        with without_progress_bars():
+            model.save_pretrained(folder, whole=True if job.trust_remote_code else None)
         copy_tokenizer(job.model, Path(job.weights), job.tokenizer, folder)
         shutil.rmtree(folder / STATE, ignore_errors=True)
         _write_summary(folder, found, tuned)

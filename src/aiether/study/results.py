@@ -189,8 +189,22 @@ def cell_entry(
         "flops": last["flops"],
         "depth": last["depth"],
         "growths": [{key: growth.get(key) for key in keys} for growth in growths],
+        **_beside(folder, last),
         "timings": _timings(folder, last, config.bf16),
     }
+
+
+def _beside(folder: Path, last: Row) -> Row:
+    """What else was found: how much an adaptive model computed, and the terms of toroidal layers."""
+    plain = ("eval_loss", "eval_seconds", "eval_steps_per_s")
+    figures = {
+        name.removeprefix("eval_"): value
+        for name, value in last.items()
+        if name.startswith("eval_") and name not in plain and value is not None
+    }
+    path = folder / "retrofit.json"
+    terms = json.loads(path.read_text(encoding="utf-8"))["terms"] if path.is_file() else []
+    return {name: found for name, found in (("figures", figures), ("terms", terms)) if found}
 
 
 def _models(facts: Row, rows: Sequence[Row]) -> Row:

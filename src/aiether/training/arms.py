@@ -162,7 +162,9 @@ def run_arm(
         emit=emit,
         sampler=sampler(config, data),
     )
-    emit("start", {"arm": name, "total_steps": length.steps, "depth": depth})
+    assert trainer.model is not None
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    emit("start", {"arm": name, "total_steps": length.steps, "depth": depth, "parameters": parameters})
     try:
         result = fit(
             trainer,

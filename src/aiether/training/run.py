@@ -344,7 +344,9 @@ def _emitter(display: TrainingDisplay) -> Emit:
     def emit(kind: str, row: Row) -> None:
         match kind:
             case "start":
-                display.start(row["total_steps"], 0, f"{row['arm']} from {row['depth']} layers")
+                title = f"{row['arm']} from {row['depth']} layers"
+                display.start(row["total_steps"], 0, title)
+                display.message(f"{row['parameters']:,} parameters")
             case "total":
                 display.plan(row["total_steps"])
             case "replan":
