@@ -353,6 +353,18 @@ def test_a_query_of_zeros_has_a_gradient(dtype: torch.dtype) -> None:
     assert not grads[0][:, :, 3].any()
 
 
+def test_no_tokens_lambda_lies_beyond_what_is_told() -> None:
+    terms, query = terms_of(ToroidalSettings(lambda_distance=4.0)), 5 * tensors(50)[0]
+    low, high = terms.token_bounds()
+    found = terms(query).lambda_BHN
+    assert (found >= low[:, None] - 1e-5).all()
+    assert (found <= high[:, None] + 1e-5).all()
+    assert terms.lambda_token is not None
+    terms.lambda_token.data[0] *= 100  # along the first query of the first head, it comes next to its bound
+    along = terms.lambda_token.data[0].expand(1, HEADS, 1, -1)
+    assert torch.allclose(terms(along).lambda_BHN[0, 0, 0], terms.token_bounds()[1][0], rtol=1e-4)
+
+
 @pytest.mark.parametrize("masked", [True, False])
 def test_sinks_are_counted_from_where_a_querys_document_begins(masked: bool) -> None:
     chosen = ToroidalSettings(platters=2, period=16, lambda_distance=5.0, sinks=2)

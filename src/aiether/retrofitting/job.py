@@ -123,10 +123,13 @@ def told_terms(model: Any) -> list[str]:
     for layer, terms in zip(model.config.toroidal["layers"], torus_terms(model), strict=True):
         with torch.no_grad():
             strength, cross = terms.strength(terms.lambda_shift), terms.cross()
+            low, high = terms.token_bounds()
         line = (
             f"layer {layer}: gate {float(terms.progress) * terms.settings.gate:.2f}, lambda "
             f"{strength.min():.2f} to {strength.max():.2f}"
         )
+        if terms.settings.token_lambda:
+            line += f" (of any token {low.min():.2f} to {high.max():.2f})"
         if terms.settings.platters > 1:
             line += f", cross {cross.min():.2f} to {cross.max():.2f}"
         lines.append(line)

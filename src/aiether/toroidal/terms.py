@@ -101,6 +101,14 @@ class TorusTerms(nn.Module):
         factor = torch.exp(math.log(self.settings.lambda_range) * torch.tanh(shift.float()))
         return self.progress * self.settings.lambda_distance * factor
 
+    def token_bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and the greatest lambda that any token can have in each head, float32 (H,) each."""
+        shift = self.lambda_shift.float()
+        reach = (
+            torch.zeros_like(shift) if self.lambda_token is None else self.lambda_token.float().norm(dim=-1)
+        )
+        return self.strength(shift - reach), self.strength(shift + reach)
+
     def cross(self) -> Tensor:
         """Beta of each head at progress 1, float32 (H,), within its bounds."""
         target = self.lambda_shift.new_full((self.num_heads,), self.settings.cross, dtype=torch.float32)
