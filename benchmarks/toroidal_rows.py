@@ -23,9 +23,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from _machine import about
+from aiether.study.runner import gpus
 from aiether.training.evaluate import evaluate
 from aiether.training.legacy import evaluate_legacy
 
@@ -45,15 +44,6 @@ def take_gpu(turns: Any) -> None:
     """As a process begins: the GPU that it has, of those that there are in turn."""
     if (gpu := turns.get()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-
-
-def gpus(settings: argparse.Namespace) -> list[str | None]:
-    """Of each worker."""
-    if settings.device == "cpu" or not torch.cuda.is_available():
-        return [None] * settings.workers
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    ids = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    return [ids[index % len(ids)] for index in range(settings.workers)]
 
 
 def row(path: Path, settings: argparse.Namespace) -> dict[str, Any]:
@@ -147,8 +137,9 @@ def main() -> None:
     }
     context = get_context("spawn")
     turns = context.Queue()
-    for gpu in gpus(settings):
-        turns.put(gpu)
+    ids = [] if settings.device == "cpu" else gpus({})
+    for worker in range(settings.workers):
+        turns.put(ids[worker % len(ids)] if ids else None)
     with ProcessPoolExecutor(settings.workers, context, initializer=take_gpu, initargs=(turns,)) as pool:
         begun = {pool.submit(row, path, settings): key for key, path in wanted.items()}
         for ended in as_completed(begun):

@@ -111,8 +111,7 @@ class LatentReasoning(nn.Module):
         block: f(hidden_BTD, *, earlier, active_BT, store, **kwargs) -> (hidden_BTD, keys and values or None),
             causal, residual connection included. Its attention passes its keys and values through
             `keep_stopped`, and `store`, if there is one, before it attends; it returns what `keep_stopped`
-            gave. A block without attention returns None. Keys and values may also stand beside the states
-            instead of in a tuple of their own, which reentrant checkpoints need.
+            gave. A block without attention returns None.
     """
 
     passes: Tensor
@@ -172,14 +171,13 @@ class LatentReasoning(nn.Module):
                 run.fill(number)
                 break
             state = run.narrow(number, state)
-            proposed, *own = self.block(
+            proposed, run.last = self.block(
                 state + self.inject * hidden_BTD[: len(state)] + self.steps[number],
                 earlier=run.last,
                 active_BT=run.active_BT,
                 store=None if store is None else partial(store, number),
                 **{name: _of_rows(value, len(state)) for name, value in kwargs.items()},
             )
-            run.last = own[0] if len(own) == 1 else (own[0], own[1])
             state = run.advance(number, state, proposed)
             if run.exits is not None:
                 run.exits.append(state)

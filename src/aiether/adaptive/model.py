@@ -88,9 +88,12 @@ class LatentBlock(GradientCheckpointingLayer):
         self.input_layernorm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = LahrRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, hidden_BTD: Tensor, *, earlier: KeyValues | None, **kwargs: Any) -> Any:
+    def __call__(
+        self, hidden_BTD: Tensor, *, earlier: KeyValues | None, **kwargs: Any
+    ) -> tuple[Tensor, KeyValues]:
         """Tensors with gradients side by side: a reentrant checkpoint sees none within tuples or by name."""
-        return super().__call__(hidden_BTD, *(earlier or (None, None)), **kwargs)
+        hidden_BTD, keys, values = super().__call__(hidden_BTD, *(earlier or (None, None)), **kwargs)
+        return hidden_BTD, (keys, values)
 
     def forward(
         self,

@@ -36,13 +36,19 @@ def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Any]:
 def check_conversion(
     model: PreTrainedModel, layers: Sequence[int] | None, settings: ToroidalSettings
 ) -> None:
-    """Raises ValueError if `retrofit` would, for these layers; None: for all of them."""
-    if layers is None:
-        check_architecture(model)
-        layers = range(model.config.num_hidden_layers)
-    check_layers(model, layers)
-    for attention in attention_modules(model, layers):
+    """Raises ValueError if these layers cannot be converted so; None: the layers are not chosen yet."""
+    depth = _depth(model)
+    chosen = range(depth) if layers is None else layers
+    if not chosen or len(set(chosen)) != len(chosen) or any(not 0 <= index < depth for index in chosen):
+        raise ValueError(f"layers is {list(chosen)}: name each of some from 0 to {depth - 1} once")
+    check_architecture(model)
+    for attention in attention_modules(model, chosen):
         settings.check_head(head_dim_of(attention))
+        if layers is not None and settings.shuffled and has_window(attention.config, attention.layer_idx):
+            raise ValueError(
+                f"layer {attention.layer_idx} has a sliding window, whose cache does not know where on the "
+                "ring a token stands: leave shuffled out, or choose other layers"
+            )
 
 
 def head_dim_of(attention: Any) -> int:
@@ -59,18 +65,14 @@ def has_window(config: Any, layer: int) -> bool:
     return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
 
 
-def check_layers(model: PreTrainedModel, layers: Sequence[int]) -> None:
-    """Raises ValueError if the model has not these layers, or its attention cannot be taken over."""
-    config: Any = model.config
-    depth = getattr(config, "num_hidden_layers", None)
+def _depth(model: PreTrainedModel) -> int:
+    depth = getattr(model.config, "num_hidden_layers", None)
     if depth is None:
         raise ValueError(
             f"the configuration of {type(model).__name__} names no layers (num_hidden_layers), as where a "
             "decoder is a part of a larger model: retrofit the decoder itself"
         )
-    if not layers or len(set(layers)) != len(layers) or any(not 0 <= index < depth for index in layers):
-        raise ValueError(f"layers is {list(layers)}: name each of some from 0 to {depth - 1} once")
-    check_architecture(model)
+    return depth
 
 
 def check_architecture(model: PreTrainedModel) -> None:

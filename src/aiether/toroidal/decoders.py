@@ -31,7 +31,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from .architecture import attention_modules, check_layers, has_window, head_dim_of
+from .architecture import attention_modules, check_conversion, has_window, head_dim_of
 from .attention import Places, toroidal_attention
 from .over_ranks import attend_over_shards, check_mask, current_shards
 from .settings import ToroidalSettings, settings_of
@@ -75,7 +75,7 @@ def retrofit(
         )
     if isinstance(model, ToroidalDecoder):
         raise ValueError("the model has toroidal layers already: begin from the model as it was before")
-    check_layers(model, layers)
+    check_conversion(model, layers, settings)
     model_class, config_class = _toroidal_classes(type(model))
     made = [(attention, _terms(attention, settings)) for attention in attention_modules(model, layers)]
     for attention, terms in made:
@@ -231,11 +231,6 @@ def _terms(attention: Any, settings: ToroidalSettings) -> TorusTerms:
     """The layer's terms; a layer with a window of its own no longer has the first tokens, nor sinks."""
     config = attention.config
     if has_window(config, attention.layer_idx):
-        if settings.shuffled:
-            raise ValueError(
-                f"layer {attention.layer_idx} has a sliding window, whose cache does not know where on the "
-                "ring a token stands: leave shuffled out, or choose other layers"
-            )
         settings = replace(settings, sinks=0)
     return TorusTerms(config.num_attention_heads, head_dim_of(attention), settings)
 

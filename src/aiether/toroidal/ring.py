@@ -135,7 +135,7 @@ class _Ring(torch.autograd.Function):
                 continue
             rows, columns, places = seen
             given = _block(query, *_unpack(held, key, value), strength, rows, columns)
-            found, found_log = (each.to(exact) for each in attend(*given, places))
+            found, found_log = (each.to(exact).contiguous() for each in attend(*given, places))
             if owner == shards.rank:  # the first: all of this rank's queries see keys of their own
                 output, log = found, found_log
                 continue

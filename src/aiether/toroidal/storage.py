@@ -123,11 +123,13 @@ def _place(base: str) -> str:
 def is_toroidal(folder: str | Path) -> bool:
     """Whether a folder holds a model with toroidal layers, whole or as differences."""
     folder = Path(folder)
-    if (folder / RECORD).is_file():
-        return True
+    return (folder / RECORD).is_file() or str(_model_type(folder)).endswith(SUFFIX)
+
+
+def _model_type(folder: Path) -> str | None:
+    """As a whole model's configuration says; None where there is none."""
     config = folder / "config.json"
-    held = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return str(held.get("model_type")).endswith(SUFFIX)
+    return json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
 
 
 def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -191,8 +193,7 @@ def _local(name: str | Path, kwargs: dict[str, Any]) -> Path:
     found = _downloaded(name, [RECORD, "config.json", GENERATION_CONFIG_NAME], asked)
     if (found / RECORD).is_file():
         return _downloaded(name, [TENSORS], asked)
-    config = found / "config.json"
-    if config.is_file() and register_toroidal(json.loads(config.read_text("utf-8")).get("model_type")):
+    if register_toroidal(_model_type(found)):
         return _downloaded(name, ["model*.safetensors", "model.safetensors.index.json"], asked)
     return found  # of which the caller says what it is
 
@@ -215,10 +216,10 @@ def _load_whole(folder: Path, **kwargs: Any) -> PreTrainedModel:
 
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no model: neither {RECORD} nor config.json is there")
-    held = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if not register_toroidal(held.get("model_type")):
+    model_type = _model_type(folder)
+    if not register_toroidal(model_type):
         raise ValueError(
-            f"{folder} holds a model of type {held.get('model_type')!r}, without toroidal layers: load "
+            f"{folder} holds a model of type {model_type!r}, without toroidal layers: load "
             "it with transformers and call aiether.retrofit on it"
         )
     return AutoModelForCausalLM.from_pretrained(folder, **kwargs)

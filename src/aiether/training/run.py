@@ -344,8 +344,7 @@ def _emitter(display: TrainingDisplay) -> Emit:
     def emit(kind: str, row: Row) -> None:
         match kind:
             case "start":
-                title = f"{row['arm']} from {row['depth']} layers"
-                display.start(row["total_steps"], 0, title)
+                display.start(row["total_steps"], 0, f"{row['arm']} from {row['depth']} layers")
                 display.message(f"{row['parameters']:,} parameters")
             case "total":
                 display.plan(row["total_steps"])
