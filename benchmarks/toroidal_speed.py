@@ -6,7 +6,8 @@
 A layer of transformers' Phi (width 2,560, 32 heads of 80), one window, forward and backward for its input
 and its weights, in bfloat16 on CUDA; arms take turns, a figure is the median over rounds. The layer is timed
 as it is and compiled (on CUDA replayed as CUDA graphs), and its attention alone, from queries, keys and
-values on. Plain attention is that of PyTorch's flash kernels, which the torus uses too; on CUDA also cuDNN's.
+values on. Plain attention is that of PyTorch's flash kernels, which the torus uses too; on CUDA also cuDNN's,
+plain and for the torus (backend="cudnn").
 
 Beside the time: peak memory (CUDA alone), and the arithmetic over that of plain attention, as it is computed
 and as a kernel of its own would need it: of the attention, and of the layer's products with the pairs that a
@@ -43,6 +44,9 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "D=1, triangle": {"platters": 1, "distance": "triangle"},
     "D=2, chordal": {"platters": 2},
     "D=4, chordal": {"platters": 4},
+    "D=1, chordal, cuDNN": {"platters": 1, "backend": "cudnn"},
+    "D=2, chordal, cuDNN": {"platters": 2, "backend": "cudnn"},
+    "D=4, chordal, cuDNN": {"platters": 4, "backend": "cudnn"},
 }
 
 
@@ -110,7 +114,8 @@ def arithmetic(options: dict[str, Any] | None, head_dim: int) -> dict[str, float
     platters = options["platters"]
     waves = {"chordal": 3, "harmonics": 9, "triangle": 0}[options.get("distance", "chordal")]
     halves = 3 * waves  # in half precision, each in two parts
-    computed = platters**2 * (head_dim + halves + head_dim) / (2 * head_dim)
+    values = head_dim / platters if options.get("backend") == "cudnn" else head_dim
+    computed = platters**2 * (head_dim + halves + values) / (2 * head_dim)
     needed = platters**2 * (head_dim + waves + head_dim / platters) / (2 * head_dim)
     return {"computed": computed, "needed": needed}
 
@@ -176,7 +181,7 @@ def main() -> None:
         content["gpu"] = torch.cuda.get_device_name()
     told = {name: arithmetic(ARMS[name], given.width // given.heads) for name in given.arms}
     content["arithmetic"] = told
-    arms = {name: Arm(name, given) for name in given.arms if given.device == "cuda" or name != CUDNN}
+    arms = {name: Arm(name, given) for name in given.arms if given.device == "cuda" or "cuDNN" not in name}
     out = given.out or Path(__file__).parent / "results" / f"toroidal_speed_{given.device}.json"
     for part in given.parts:
         for length in given.lengths:

@@ -27,9 +27,12 @@ from aiether.toroidal import (
     reference_attention,
     toroidal_attention,
 )
+from aiether.toroidal.attention import choose_backend
 from aiether.toroidal.distance import ring_distance, ring_waves
 
 HEADS, GROUPS, HEAD_DIM = 4, 2, 24
+LONG = 130
+"""Queries that are enough for kernels that are planned for a shape."""
 
 
 def in_line(length: int) -> Places:
@@ -176,6 +179,43 @@ def test_the_log_sum_exp_has_its_gradient() -> None:
         assert torch.allclose(mine, right, atol=2e-5)
 
 
+@pytest.mark.parametrize("platters", [1, 2, 4])
+def test_values_apart_for_each_platter_are_the_same(platters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuDNN's kernels take them, whose place the eager path takes here."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float) -> Any:
+        assert value.shape[1:] == (HEADS * platters, LONG, HEAD_DIM // platters)
+        key, value = (e.repeat_interleave(query.shape[1] // e.shape[1], dim=1) for e in (key, value))
+        allowed = torch.ones(LONG, LONG, dtype=torch.bool).tril() if causal else None
+        return attend_eager(query, key, value, allowed=allowed, scale=scale)
+
+    monkeypatch.setattr("aiether.toroidal.attention.cudnn_takes", lambda query, settings: True)
+    monkeypatch.setattr("aiether.toroidal.attention.attend_cudnn", attend)
+    found = []
+    for backend in ("flash", "cudnn"):
+        chosen = ToroidalSettings(platters=platters, period=16, lambda_distance=5.0, backend=backend)  # type: ignore[arg-type]
+        terms, (query, key, value), places = terms_of(chosen), tensors(LONG), in_line(LONG)
+        assert choose_backend(chosen, places, query, 0.0) == backend
+        output = toroidal_attention(query, key, value, terms(query), chosen, places, scale=0.2)
+        learned = [p for name, p in terms.named_parameters() if "fusion" not in name]
+        found.append([output, *gradients(output, [query, key, value, *learned])])
+    for mine, right in zip(*found, strict=True):
+        assert torch.allclose(mine, right, atol=1e-5 * right.abs().max().item() + 1e-7)
+
+
+def test_cudnn_is_left_alone_where_it_cannot_and_where_queries_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = ToroidalSettings(platters=2, period=16, backend="cudnn")
+    query = tensors(LONG)[0]
+    with pytest.raises(ValueError, match=r"cudnn.*cpu"):
+        choose_backend(chosen, in_line(LONG), query, 0.0)
+    monkeypatch.setattr("aiether.toroidal.attention.cudnn_takes", lambda query, settings: True)
+    assert choose_backend(chosen, in_line(5), query[:, :, :5], 0.0) == "flash"
+    masked = replace(in_line(LONG), allowed=torch.ones(LONG, LONG, dtype=torch.bool))
+    assert choose_backend(chosen, masked, query, 0.0) == "eager"
+
+
 def test_queries_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = ToroidalSettings(platters=2, period=16, distance="triangle")
     terms, (query, key, value), places = terms_of(chosen), tensors(37), in_line(37)
@@ -258,6 +298,7 @@ def test_waves_of_late_places_are_as_exact_as_of_early_ones() -> None:
         ({"lambda_range": 0.5}, "lambda_range is 0.5"),
         ({"window": 0}, "window is 0"),
         ({"backend": "flash", "distance": "triangle"}, "takes neither"),
+        ({"backend": "cudnn", "window": 4}, "takes neither"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_by_name(wrong: dict[str, Any], named: str) -> None:

@@ -85,7 +85,7 @@ def for_heads(shared: Tensor) -> Tensor:
 
 
 def fused(chosen: ToroidalSettings, size: int, causal: bool, dtype: torch.dtype, path: str) -> Found:
-    """On the path that is named; it is the one that `auto` takes."""
+    """On the path that is named."""
     query, key, value = tensors(size, dtype)
     terms, places = terms_of(chosen, size), in_line(LENGTH, causal)
     assert choose_backend(chosen, places, query, 0.0) == path
@@ -120,11 +120,15 @@ def plain_error(size: int) -> float:
 @pytest.mark.parametrize("distance", ["chordal", "harmonics"])
 @pytest.mark.parametrize("size", [64, 80])
 @pytest.mark.parametrize("platters", [1, 2, 4])
-def test_flash_is_attention_by_definition_as_exactly_as_plain_attention_is(
-    platters: int, size: int, distance: Any, causal: bool
+@pytest.mark.parametrize("path", ["flash", pytest.param("cudnn", marks=needs_gpu)])
+def test_fused_it_is_attention_by_definition_as_exactly_as_plain_attention_is(
+    path: Any, platters: int, size: int, distance: Any, causal: bool
 ) -> None:
-    chosen = ToroidalSettings(platters=platters, period=100, distance=distance, lambda_distance=4.0)
-    found = fused(chosen, size, causal, torch.bfloat16, "flash")
+    asked: Any = "auto" if path == "flash" else path
+    chosen = ToroidalSettings(
+        platters=platters, period=100, distance=distance, lambda_distance=4.0, backend=asked
+    )
+    found = fused(chosen, size, causal, torch.bfloat16, path)
     assert found["output"].dtype == torch.bfloat16
     bound = 4 * plain_error(size)
     assert bound < 0.05
@@ -195,10 +199,11 @@ def peak(compute: Callable[[int], None], length: int) -> int:
     [
         partial(forward_and_backward, platters=1),
         partial(forward_and_backward, platters=2),
+        partial(forward_and_backward, platters=2, backend="cudnn"),
         partial(forward_and_backward, platters=2, distance="triangle", window=256, backend="eager"),
         make_block_mask,
     ],
-    ids=["D=1", "D=2", "eager", "block mask"],
+    ids=["D=1", "D=2", "D=2, cuDNN", "eager", "block mask"],
 )
 def test_memory_grows_with_the_length_not_with_its_square(compute: Callable[[int], None]) -> None:
     short, long = (peak(compute, length) for length in (4096, 16384))
@@ -265,9 +270,12 @@ def test_its_operations_are_counted_in_any_type() -> None:
 
 
 @needs_gpu
-def test_compiled_into_one_graph_it_computes_the_same() -> None:
+@pytest.mark.parametrize("backend", ["flash", "cudnn"])
+def test_compiled_into_one_graph_it_computes_the_same(backend: Any) -> None:
     torch.manual_seed(0)
-    module = ToroidalAttention(128, HEADS, num_key_value_heads=GROUPS, platters=2, period=100)
+    module = ToroidalAttention(
+        128, HEADS, num_key_value_heads=GROUPS, platters=2, period=100, backend=backend
+    )
     for parameter in module.torus.parameters():
         torch.nn.init.normal_(parameter)
     module.to(DEVICE, torch.bfloat16)

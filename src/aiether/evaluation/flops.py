@@ -149,7 +149,9 @@ def _grouped_flops(left: Any, right: Any, *_: Any, out_shape: Any = None, **__: 
     return 2 * left[0] * left[1] * right[-1]
 
 
-_ALSO_COUNTED: dict[Any, Any] = {
+_ALSO_COUNTED: dict[Any, Any] = {  # of the two on CUDA torch's own wants as many heads of values as of keys
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention: _attention_flops,
+    torch.ops.aten._scaled_dot_product_cudnn_attention: _attention_flops,
     torch.ops.aten._grouped_mm: _grouped_flops,
 }

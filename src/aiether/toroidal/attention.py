@@ -19,11 +19,16 @@ from torch import Tensor
 
 from .distance import in_ring_window, platter_distance, ring_distance, shuffled_places
 from .flex import attend_flex, flex_compiles, flex_takes
-from .kernels import attend_eager, attend_flash, flash_width, merge, rows_of
+from .kernels import attend_cudnn, attend_eager, attend_flash, flash_width, merge, rows_of
 from .rotary import turn_between
 from .settings import ToroidalSettings
 from .terms import Terms
 from .waves import in_halves, waves_of
+
+_FEWEST_PLANNED = 128
+"""Queries below which cuDNN, which plans for each shape, is left alone: decoding always meets new ones."""
+_WIDEST_PLANNED = 128
+"""Dimensions of queries up to which cuDNN has gradients on all GPUs."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,12 @@ def attend_pairs(
             pairs_BPNX, key_BGMX, value_BGMX.shape[-1], lambda_BPN, settings, places, scale
         )
         found = attend_flash(pairs_BPNX, key_BGMX, value_BGMX, causal=places.causal, scale=scale)
+    elif backend == "cudnn":
+        heads = pairs_BPNX.shape[1] // settings.platters**2
+        pairs_BPNX, key_BGMX = _with_waves(pairs_BPNX, key_BGMX, 0, lambda_BPN, settings, places, scale)
+        values = _platters_of_values(value_BGMX, heads, settings.platters)
+        output, log = attend_cudnn(pairs_BPNX, key_BGMX, values, causal=places.causal, scale=scale)
+        return _in_order(output, settings.platters), _in_order(log, settings.platters)
     elif backend == "flex":
         found = attend_flex(pairs_BPNX, key_BGMX, value_BGMX, lambda_BPN, settings, places, scale=scale)
     else:
@@ -116,9 +127,19 @@ def attend_pairs(
 
 def _seen_platters(output_BPNX: Tensor, log_BPN: Tensor, platters: int) -> tuple[Tensor, Tensor]:
     """Of the values that a pair (k, l) of platters saw those of platter l, as a view."""
-    pairs = (-1, platters, platters)
-    output = output_BPNX.unflatten(1, pairs).unflatten(-1, (platters, -1))
-    return output.diagonal(dim1=3, dim2=5).movedim(-1, 3), log_BPN.unflatten(1, pairs)
+    output = _in_order(output_BPNX, platters).unflatten(-1, (platters, -1))
+    return output.diagonal(dim1=3, dim2=5).movedim(-1, 3), _in_order(log_BPN, platters)
+
+
+def _in_order(pairs_BPN: Tensor, platters: int) -> Tensor:
+    """(B, H D D, N, ...) -> (B, H, D, D, N, ...), a query's platter before a key's."""
+    return pairs_BPN.unflatten(1, (-1, platters, platters)).transpose(2, 3)
+
+
+def _platters_of_values(value_BGMX: Tensor, heads: int, platters: int) -> Tensor:
+    """(B, H D, M, X / D): each is what the D pairs see that have its platter of keys."""
+    slots = value_BGMX.unflatten(-1, (platters, -1)).movedim(3, 2)
+    return slots.repeat_interleave(heads // value_BGMX.shape[1], dim=1).flatten(1, 2)
 
 
 def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tensor, dropout: float) -> str:
@@ -133,7 +154,12 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
     masked = places.allowed is not None or places.first is not None or places.bias is not None
     one_block = not masked and dropout == 0
     flash = plain and one_block and flash_takes(query_BHNX)
-    able = {"flash": flash, "flex": one_block and flex_takes(query_BHNX), "eager": True}
+    able = {
+        "flash": flash,
+        "flex": one_block and flex_takes(query_BHNX),
+        "eager": True,
+        "cudnn": plain and one_block and cudnn_takes(query_BHNX, settings),  # last: where it is asked for
+    }
     if not able.get(settings.backend, True) and one_block:
         raise ValueError(
             f"backend={settings.backend!r} cannot compute this on {query_BHNX.device.type} in "
@@ -141,6 +167,8 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
         )
     wanted = able if settings.backend == "auto" else (settings.backend, "eager")
     backend = next(name for name in wanted if able[name])
+    if backend == "cudnn" and query_BHNX.shape[2] < _FEWEST_PLANNED:
+        return "flash"
     if backend == "flex" and not flex_compiles(query_BHNX, len(places.key), settings, places.causal):
         return "eager"
     return backend
@@ -158,10 +186,17 @@ def flash_takes(query_BHNX: Tensor) -> bool:
     return query_BHNX.device.type == "cpu"
 
 
-def pairs_of_platters(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettings) -> tuple[Tensor, Tensor]:
-    """Queries as each pair (k, l) of platters has them, (B, P = H D D, N, X), pairs within heads; and lambda.
+def cudnn_takes(query_BHNX: Tensor, settings: ToroidalSettings) -> bool:
+    """Whether cuDNN's kernels take queries of this device, type and size with the distance beside them."""
+    waves = 3 * (3 if settings.distance == "chordal" else 9)  # each in halves
+    narrow = query_BHNX.shape[-1] + waves <= _WIDEST_PLANNED
+    return query_BHNX.is_cuda and narrow and flash_takes(query_BHNX)
 
-    Lambda is float32, (B or 1, P, N).
+
+def pairs_of_platters(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettings) -> tuple[Tensor, Tensor]:
+    """Queries as each pair of platters has them, (B, P = H D D, N, X), and lambda.
+
+    Of a head's pairs the D that have the key's first platter come first. Lambda is float32, (B or 1, P, N).
     """
     lambda_BHN = terms.lambda_BHN.expand(-1, query_BHNX.shape[1], query_BHNX.shape[2])
     if settings.platters == 1:
@@ -186,7 +221,7 @@ class _Pairs(torch.autograd.Function):
         slots = pairs.unflatten(-1, (platters, -1))
         for k, other in product(range(platters), repeat=2):
             asked = own[..., k, :]
-            slots[:, :, k, other, :, other] += turn_between(asked, k, other, platters) if turns else asked
+            slots[:, :, other, k, :, other] += turn_between(asked, k, other, platters) if turns else asked
         return pairs.flatten(1, 3)
 
     @staticmethod
@@ -204,7 +239,7 @@ class _Pairs(torch.autograd.Function):
         slots = pairs.unflatten(-1, (platters, -1))
         own = []
         for k in range(platters):
-            asked = [slots[:, :, k, other, :, other] for other in range(platters)]
+            asked = [slots[:, :, other, k, :, other] for other in range(platters)]
             if turns:
                 asked = [turn_between(each, other, k, platters) for other, each in enumerate(asked)]
             own.append(sum(asked[1:], asked[0]))

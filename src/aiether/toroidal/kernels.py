@@ -84,9 +84,22 @@ def attend_flash(
     """
     size = value_BGMY.shape[-1]
     width = flash_width(query_BHNX.shape[-1], size)
-    given = (query_BHNX, key_BGMX, value_BGMY)
-    padded = (F.pad(each, (0, width - each.shape[-1])) if each.shape[-1] < width else each for each in given)
-    return _Flash.apply(*padded, size, causal, scale)  # type: ignore[return-value]
+    padded = (_widened(each, width) for each in (query_BHNX, key_BGMX, value_BGMY))
+    return _Fused.apply(*padded, size, causal, scale, "flash")  # type: ignore[return-value]
+
+
+def attend_cudnn(
+    query_BHNX: Tensor, key_BGMX: Tensor, value_BKMY: Tensor, *, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same from cuDNN's kernels, on CUDA and in half precision alone.
+
+    Values may be narrower than keys, and have another number of heads K that divides H; otherwise as
+    `attend_flash`.
+    """
+    size = value_BKMY.shape[-1]
+    query, key = (_widened(each, aligned(each.shape[-1])) for each in (query_BHNX, key_BGMX))
+    value = _widened(value_BKMY, aligned(size + 1))
+    return _Fused.apply(query, key, value, size, causal, scale, "cudnn")  # type: ignore[return-value]
 
 
 def flash_width(query_size: int, value_size: int) -> int:
@@ -95,24 +108,46 @@ def flash_width(query_size: int, value_size: int) -> int:
     One dimension of the values at least is left free.
     """
     width = max(query_size, value_size + 1)
-    width = _NO_GRADIENT.stop if width in _NO_GRADIENT else width
-    return width + -width % _ALIGNED
+    return aligned(_NO_GRADIENT.stop if width in _NO_GRADIENT else width)
 
 
-class _Flash(torch.autograd.Function):
-    """Flash attention whose log-sum-exp has a gradient.
+def aligned(size: int) -> int:
+    """The next size of heads that fused kernels take."""
+    return size + -size % _ALIGNED
+
+
+def _widened(tensor: Tensor, width: int) -> Tensor:
+    missing = width - tensor.shape[-1]
+    return F.pad(tensor, (0, missing)) if missing else tensor
+
+
+class _Fused(torch.autograd.Function):
+    """Fused attention whose log-sum-exp has a gradient.
 
     d lse / d s_j = p_j, so that the scores' gradient is p (dP - (delta - d lse)) with delta = sum(dO O). The
-    kernel takes delta from O and dO: in the free dimension, where all values are 0, dO is 1 and O is -d lse.
+    kernels take delta from O and dO: in the free dimension, where all values are 0, dO is 1 and O is -d lse.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, size: int, causal: bool, scale: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        size: int,
+        causal: bool,
+        scale: float,
+        engine: str,
     ) -> Any:
-        ctx.size, ctx.causal, ctx.scale = size, causal, scale
+        ctx.size, ctx.causal, ctx.scale, ctx.engine = size, causal, scale, engine
         ctx.set_materialize_grads(False)
-        if query.device.type == "cuda":
+        if engine == "cudnn":
+            found = torch.ops.aten._scaled_dot_product_cudnn_attention(
+                query, key, value, None, True, 0.0, causal, False, scale=scale
+            )
+            output, log, *ctx.rest = found[:6]
+            ctx.state = found[6:8]
+        elif query.device.type == "cuda":
             found = torch.ops.aten._scaled_dot_product_flash_attention(
                 query, key, value, 0.0, causal, False, scale=scale
             )
@@ -124,7 +159,7 @@ class _Flash(torch.autograd.Function):
                 query, _for_heads(key, shared), _for_heads(value, shared), 0.0, causal, scale=scale
             )
         ctx.save_for_backward(query, key, value, output, log)
-        return output[..., :size], log
+        return output[..., :size], log.reshape(query.shape[:3])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -138,7 +173,12 @@ class _Flash(torch.autograd.Function):
             grad_output[..., -1] = 1
             output = output.clone()
             output[..., -1] = -grad_log
-        if query.device.type == "cuda":
+        if ctx.engine == "cudnn":
+            grads = torch.ops.aten._scaled_dot_product_cudnn_attention_backward(
+                grad_output, query, key, value, output, log, *ctx.state, None, *ctx.rest, 0.0, ctx.causal,
+                scale=ctx.scale,
+            )  # fmt: skip
+        elif query.device.type == "cuda":
             grads = torch.ops.aten._scaled_dot_product_flash_attention_backward(
                 grad_output, query, key, value, output, log, *ctx.rest, 0.0, ctx.causal, *ctx.state,
                 scale=ctx.scale,
@@ -150,7 +190,7 @@ class _Flash(torch.autograd.Function):
                 grad_output, query, keys, values, output, log, 0.0, ctx.causal, scale=ctx.scale
             )
             grads = (grads[0], *(_of_heads(each, shared) for each in grads[1:]))
-        return *grads, None, None, None
+        return *grads, None, None, None, None
 
 
 def _for_heads(shared_BGMX: Tensor, times: int) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 Distance = Literal["chordal", "triangle", "harmonics"]
 FusionMode = Literal["low_rank", "attention", "mean"]
-Backend = Literal["auto", "flash", "flex", "eager"]
+Backend = Literal["auto", "flash", "flex", "eager", "cudnn"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ class ToroidalSettings:
             raise ValueError(
                 f"cross is {self.cross}: a number is meant; -30 keeps platters apart, 0 lets them be one"
             )
-        if self.backend == "flash" and (self.window is not None or self.distance == "triangle"):
+        if self.backend in ("flash", "cudnn") and (self.window is not None or self.distance == "triangle"):
             raise ValueError(
-                "backend='flash' takes neither a window nor distance='triangle': choose distance='harmonics' "
-                "or 'chordal' without a window, or backend='flex' or 'eager'"
+                f"backend={self.backend!r} takes neither a window nor distance='triangle': choose "
+                "distance='harmonics' or 'chordal' without a window, or backend='flex' or 'eager'"
             )
 
     def _check_types(self) -> None:
