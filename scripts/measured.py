@@ -249,7 +249,12 @@ def _speed(label: str, measured: Any) -> str:
 
 def toroidal_tables() -> str:
     """Time of a layer over that of plain attention, peak memory, and the arithmetic beside it."""
-    result = _read("toroidal_speed_cuda")
+    return "\n\n".join(
+        _layer_times(_read(name)) for name in ("toroidal_speed_cuda", "toroidal_speed_cuda_h200")
+    )
+
+
+def _layer_times(result: Any) -> str:
     lengths = {length: result["lengths"][length] for length in sorted(result["lengths"], key=int)}
     parts = [
         part for part in ("layer", "layer, compiled", "attention") if part in next(iter(lengths.values()))
@@ -290,7 +295,7 @@ def conversion_tables() -> str:
 
 
 def small_conversion_tables() -> str:
-    return _conversions({"cpu": "200 windows"})
+    return _conversions({"cpu": "60 steps", "cpu-10-epochs": "500 steps"})
 
 
 def _conversions(presets: Mapping[str, str]) -> str:
@@ -307,9 +312,45 @@ def _conversions(presets: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def row_tables() -> str:
+    """Perplexities of the kept models of `toroidal_table` on other texts, and by the reference's arithmetic."""
+    result, study = _read("toroidal_rows"), _toroidal("table", "gpu")
+    texts = {"wikitext-2": "WikiText-2", "wikipedia": "Wikipedia"}
+    against = {row["arm"]: row["against"] for row in study["comparisons"]}
+    found: dict[str, dict[int, Any]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["arm"], {})[row["seed"]] = row
+    legacy = list(found["before"][-1]["legacy"])
+    titles = [each for title in texts.values() for each in (title, "over its control's")]
+    titles += [f"legacy, {name}" for name in legacy]
+    lines = [f"| arm | {' | '.join(titles)} |", "|" + "---|" * (len(titles) + 1)]
+    seeds = max(map(len, found.values()))
+    for arm, rows in found.items():
+        cells = []
+        for text in texts:
+            cells.append(f"{fmean(row['perplexity'][text] for row in rows.values()):.2f}")
+            control = found.get(against.get(arm, ""), {})
+            gaps = [
+                rows[seed]["loss"][text] - control[seed]["loss"][text] for seed in rows if seed in control
+            ]
+            cells.append(f"{math.exp(fmean(gaps)):.4f}" if gaps else "")
+        cells += [f"{fmean(row['legacy'][name] for row in rows.values()):.0f}" for name in legacy]
+        few = f" ({len(rows)} seeds)" if 1 < len(rows) < seeds else ""
+        lines.append(f"| `{arm}`{few} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def sweep_tables() -> str:
-    """Each arm of `toroidal_sweeps` beside its control."""
-    study = _toroidal("sweeps", "gpu")
+    return _sweep("sweeps")
+
+
+def all_layers_tables() -> str:
+    return _sweep("sweeps_all")
+
+
+def _sweep(name: str) -> str:
+    """Each arm of a study beside its control."""
+    study = _toroidal(name, "gpu")
     lines = ["| arm | against | difference |", "|---|---|---|"]
     for arm in study["arms"]:
         if _compared(study, arm):
@@ -349,7 +390,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "measured": toroidal_tables,
         "conversions": conversion_tables,
         "small conversions": small_conversion_tables,
+        "rows": row_tables,
         "sweeps": sweep_tables,
+        "all layers": all_layers_tables,
     },
 }
 """The blocks of each page, by the name in their markers."""

@@ -81,6 +81,16 @@ def test_a_model_is_converted_tuned_and_stored_as_what_differs(
     assert "holds a finished retrofit" in capsys.readouterr().err
 
 
+def test_kernels_are_chosen_for_tuning_and_not_stored(
+    base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = words(base, text, "--layers", "1", *STEPS)
+    assert main([*arguments, "--output_dir", str(tmp_path / "eager"), "--backend", "eager"]) == 0
+    assert aiether.load(tmp_path / "eager").config.toroidal["backend"] == "auto"
+    assert main([*arguments, "--output_dir", str(tmp_path / "cudnn"), "--backend", "cudnn"]) == 2
+    assert "'cudnn' cannot compute this on cpu" in capsys.readouterr().err
+
+
 def test_of_a_run_its_final_model_is_taken(base: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     base.rename(tmp_path / "run" / "final")

@@ -21,7 +21,15 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaForS
 import aiether
 from aiether.evaluation import check_conformance
 from aiether.evaluation.conformance import CHECKS
-from aiether.toroidal import ToroidalAttention, ToroidalSettings, restore, set_progress, torus_terms
+from aiether.toroidal import (
+    ToroidalAttention,
+    ToroidalSettings,
+    restore,
+    set_backend,
+    set_progress,
+    torus_terms,
+)
+from aiether.toroidal.attention import choose_backend
 from aiether.toroidal.rotary import turn_by_place
 
 REFUSED = {"gemma2": "attention interface|scores are capped", "lahr": "no single attention module"}
@@ -278,6 +286,36 @@ def test_progress_and_a_second_conversion_are_checked() -> None:
         aiether.retrofit(model, layers=[0])
     with pytest.raises(ValueError, match="no toroidal layer"):
         set_progress(LLAMA.build(depth=1), 1.0)
+
+
+def test_kernels_are_chosen_afterwards_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+
+    def choose(settings: ToroidalSettings, *given: Any) -> str:
+        taken.append(choose_backend(settings, *given))
+        return taken[-1]
+
+    monkeypatch.setattr("aiether.toroidal.attention.choose_backend", choose)
+    model = converted(platters=2)
+    module = ToroidalAttention(32, 4, platters=2, period=16)
+    hidden, ids = torch.randn(1, 9, 32), torch.arange(1, 10)[None]
+    found = []
+    with torch.no_grad():
+        for backend in ("flash", "eager"):
+            set_backend(model, backend)
+            set_backend(module, backend)
+            found.append((model(ids).logits, module(hidden)))
+            assert set(taken) == {backend}
+            taken.clear()
+    for flash, eager in zip(*found, strict=True):
+        assert torch.allclose(flash, eager, atol=1e-5)
+    model.save_pretrained(tmp_path, whole=True)
+    assert {terms.settings.backend for terms in torus_terms(aiether.load(tmp_path))} == {"eager"}
+    with pytest.raises(ValueError, match="'metal': choose one of"):
+        set_backend(model, "metal")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no toroidal layer"):
+        set_backend(torch.nn.Linear(2, 2), "eager")
+    assert model.config.toroidal["backend"] == "eager"
 
 
 def test_padding_on_the_left_leaves_gradients_finite() -> None:

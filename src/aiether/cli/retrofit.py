@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from aiether.toroidal.settings import Distance, FusionMode, ToroidalSettings
+from aiether.toroidal.settings import Backend, Distance, FusionMode, ToroidalSettings
 
 from ._parse import parse
 
@@ -56,6 +56,9 @@ class RetrofitFlags:
     shuffled: Annotated[bool, Help(help="A control: places stand on the ring in a random order.")] = False
     sinks: Annotated[int, Help(help="First tokens that no distance is taken from.")] = 4
     window: Annotated[int | None, Help(help="How far a token sees around the ring. None: everywhere.")] = None
+    backend: Annotated[
+        Backend, Help(help="Kernels to tune by; cudnn is the fastest for several platters. Not stored.")
+    ] = "auto"
     tune: Annotated[
         Literal["lora", "full", "terms"],
         Help(

@@ -17,7 +17,7 @@ from aiether.data import Progress
 from aiether.data.prepare import silent
 from aiether.evaluation import sum_losses, text_windows
 from aiether.integrations import hold, without_progress_bars, write_json
-from aiether.toroidal import check_conversion, retrofit, torus_terms
+from aiether.toroidal import check_conversion, retrofit, set_backend, torus_terms
 from aiether.training._format import duration
 from aiether.training.evaluate import check_ids
 from aiether.training.halting import copy_tokenizer
@@ -109,6 +109,7 @@ def run_retrofit(
             memory=memory,
             lines=tuple(told_terms(model)),
         )
+        set_backend(model, "auto")  # what this machine tuned by, another may not have
         with without_progress_bars():
             model.save_pretrained(folder, whole=True if job.trust_remote_code else None)
         copy_tokenizer(job.model, Path(job.weights), job.tokenizer, folder)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         register_toroidal,
         restore,
         retrofit,
+        set_backend,
         set_progress,
         torus_terms,
     )
@@ -35,6 +36,7 @@ _HOMES = {
         "register_toroidal",
         "restore",
         "retrofit",
+        "set_backend",
         "set_progress",
         "torus_terms",
     ),
@@ -68,6 +70,7 @@ __all__ = [
     "restore",
     "retrofit",
     "ring_attention",
+    "set_backend",
     "set_progress",
     "sharded",
     "toroidal_attention",

@@ -34,7 +34,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from .architecture import attention_modules, check_conversion, has_window, head_dim_of
 from .attention import Places, toroidal_attention
 from .over_ranks import attend_over_shards, check_mask, current_shards
-from .settings import ToroidalSettings, settings_of
+from .settings import Backend, ToroidalSettings, settings_of
 from .storage import SUFFIX, forget_differences, save_differences
 from .terms import TorusTerms
 
@@ -130,6 +130,27 @@ def set_progress(model: nn.Module, progress: float) -> None:
     for module in model.modules():
         if isinstance(module, ToroidalDecoder):
             module.config.toroidal = {**module.config.toroidal, "progress": progress}
+
+
+def set_backend(model: nn.Module, backend: Backend) -> None:
+    """Have every toroidal layer of a model compute by these kernels, which is a matter of the machine.
+
+    `auto` takes the fused ones that can; cuDNN's are never taken unless they are asked for.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer, or a layer's distance or window is none for these kernels.
+    """
+    found = list(torus_terms(model))
+    if not found:
+        raise ValueError("the model has no toroidal layer: call aiether.retrofit on it first")
+    chosen = [replace(terms.settings, backend=backend) for terms in found]
+    for terms, settings in zip(found, chosen, strict=True):
+        terms.settings = settings
+    for module in model.modules():
+        if isinstance(module, ToroidalDecoder):
+            module.config.toroidal = {**module.config.toroidal, "backend": backend}
 
 
 def _progress_of(model: nn.Module) -> float:

@@ -56,7 +56,7 @@ class ToroidalAttention(nn.Module):
         if rotary not in ("ring", None):
             raise ValueError(f"rotary is {rotary!r}: choose 'ring' or None")
         self.head_dim = hidden_size // num_heads
-        self.causal, self.rotary, self.dropout, self.settings = causal, rotary, dropout, settings
+        self.causal, self.rotary, self.dropout = causal, rotary, dropout
         self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.k_proj = nn.Linear(hidden_size, groups * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(hidden_size, groups * self.head_dim, bias=bias)
@@ -80,7 +80,8 @@ class ToroidalAttention(nn.Module):
         places = self._places(hidden_BNC, present_BN)
         if self.rotary is not None:
             query, key = (
-                turn_by_place(each, places.query, self.turns, self.settings.period) for each in (query, key)
+                turn_by_place(each, places.query, self.turns, self.torus.settings.period)
+                for each in (query, key)
             )
         platters = self._attend(query, key, value, places)
         return self.o_proj(self.torus.fuse(platters).flatten(3).transpose(1, 2).flatten(2))
@@ -91,11 +92,11 @@ class ToroidalAttention(nn.Module):
         shards = current_shards()
         if shards is None:
             return toroidal_attention(
-                query, key, value, terms, self.settings, places, scale=scale, dropout=dropout
+                query, key, value, terms, self.torus.settings, places, scale=scale, dropout=dropout
             )
         check_no_dropout(dropout)
         return toroidal_ring_attention(
-            query, key, value, terms, self.settings, shards, causal=self.causal, scale=scale
+            query, key, value, terms, self.torus.settings, shards, causal=self.causal, scale=scale
         )
 
     def _places(self, hidden_BNC: Tensor, present_BN: Tensor | None) -> Places:
