@@ -6,7 +6,8 @@
 The study has to keep its models (keep_models: true). Each of them and the one that it began with is
 evaluated on each text: documents joined, windows side by side, every token once. On the first text the
 legacy evaluator stands beside it, lines padded to 256 tokens and padding counted, with labels shifted once
-and twice: numbers to hold against the reference's own, nothing else. Writes
+and twice: numbers to hold against the reference's own, nothing else (--legacy_lines 0 leaves it out, and
+--bf16 computes the others as the study did). Writes
 benchmarks/results/toroidal_rows.json after every model; models that it holds already are not run again.
 With --workers so many models are evaluated at a time, each in a process of its own, on the GPUs in
 turn.
@@ -57,9 +58,12 @@ def row(path: Path, settings: argparse.Namespace) -> dict[str, Any]:
             context_length=settings.context_length,
             batch_size=settings.batch_size,
             parity_tokens=0,
+            bf16=settings.bf16,
             **common,
         )
         found["perplexity"][name], found["loss"][name] = seen.perplexity, seen.loss
+    if settings.legacy_lines == 0:
+        return found
     first = next(iter(settings.texts.values()))
     for label, twice in (("single shift", False), ("double shift", True)):
         legacy = evaluate_legacy(
@@ -78,18 +82,13 @@ def row(path: Path, settings: argparse.Namespace) -> dict[str, Any]:
 def show(content: dict[str, Any]) -> str:
     """A table: means over seeds."""
     texts = list(content["texts"])
-    columns = [
-        *(f"perplexity, {name}" for name in texts),
-        f"legacy, {texts[0]}",
-        "legacy, labels shifted twice",
-    ]
+    columns = [f"perplexity, {name}" for name in texts]
+    columns += [f"legacy, {texts[0]}, {label}" for label in content["rows"][0]["legacy"]]
     lines = [f"| arm | seeds | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
     for arm in dict.fromkeys(each["arm"] for each in content["rows"]):
         rows = [each for each in content["rows"] if each["arm"] == arm]
         numbers = [fmean(each["perplexity"][name] for each in rows) for name in texts]
-        numbers += [
-            fmean(each["legacy"][label] for each in rows) for label in ("single shift", "double shift")
-        ]
+        numbers += [fmean(each["legacy"][label] for each in rows) for label in rows[0]["legacy"]]
         lines.append(f"| {arm} | {len(rows)} | {' | '.join(f'{number:,.2f}' for number in numbers)} |")
     return "\n".join(lines)
 
@@ -105,7 +104,10 @@ def main() -> None:
     parser.add_argument("--context_length", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument(
-        "--legacy_lines", type=int, help="the first so many lines of the first text; default all"
+        "--legacy_lines", type=int, help="the first so many lines of the first text; default all; 0: none"
+    )
+    parser.add_argument(
+        "--bf16", action="store_true", help="evaluate in bfloat16; the legacy one stays float32"
     )
     parser.add_argument("--seeds", type=int, help="at most so many of each arm")
     parser.add_argument("--workers", type=int, default=1, help="models at a time")
@@ -119,12 +121,13 @@ def main() -> None:
         "texts": list(settings.texts),
         "context_length": settings.context_length,
         "legacy_lines": settings.legacy_lines,
+        "bf16": settings.bf16,
         "rows": [],
     }
     if settings.out.exists():
         earlier = json.loads(settings.out.read_text(encoding="utf-8"))
-        alike = ("study", "texts", "context_length", "legacy_lines")
-        if any(earlier[name] != content[name] for name in alike):
+        alike = ("study", "texts", "context_length", "legacy_lines", "bf16")
+        if any(earlier.get(name, False) != content[name] for name in alike):
             raise SystemExit(
                 f"{settings.out} holds rows of another study or text: move it away, or choose --out"
             )

@@ -313,7 +313,7 @@ def _conversions(presets: Mapping[str, str]) -> str:
 
 
 def row_tables() -> str:
-    """Perplexities of the kept models of `toroidal_table` on other texts, and by the reference's arithmetic."""
+    """Perplexities of the kept models of `toroidal_table` on other texts; and the reference's arithmetic."""
     result, study = _read("toroidal_rows"), _toroidal("table", "gpu")
     texts = {"wikitext-2": "WikiText-2", "wikipedia": "Wikipedia"}
     against = {row["arm"]: row["against"] for row in study["comparisons"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,39 @@ def test_under_autocast_the_teacher_is_still_the_model_as_it_was() -> None:
     assert parts["divergence"] > 1e-3
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi"])
+def test_hidden_states_are_compared_from_the_first_converted_layer_on(family: str) -> None:
+    before: Any = plain(family)
+    model: Any = aiether.retrofit(plain(family), layers=[1], platters=2, period=16, lambda_distance=4.0)
+    set_progress(model, 1.0)
+    ids = batch(0)
+    total, parts = tuning_loss(model, ids, {}, kl_weight=0.0, hidden_weight=3.0)
+    expected, found = (each(ids, output_hidden_states=True).hidden_states for each in (before, model))
+    assert torch.equal(expected[1], found[1])
+    pairs = list(zip(expected, found, strict=True))[2:]
+    errors = [(e - f).square().mean() / e.square().mean() for e, f in pairs]
+    error = torch.stack(errors).mean().detach()
+    assert error > 1e-4
+    assert parts["hidden"] == pytest.approx(float(error), rel=1e-4)
+    assert float(total.detach()) == pytest.approx(float(parts["loss"] + 3 * error), rel=1e-4)
+    model.requires_grad_(True)
+    tuning_loss(model, ids, {}, kl_weight=1.0, hidden_weight=1.0)[0].backward()
+    grad = next(torus_terms(model)).lambda_shift.grad
+    assert grad is not None
+    assert grad.abs().sum() > 0
+
+
+def test_hidden_states_come_nearer_where_they_have_weight() -> None:
+    ends = []
+    for weight in (0.0, 30.0):
+        model = toroidal()
+        settings = replace(QUICK, kl_weight=1.0, hidden_weight=weight)
+        tuned = tune(model, batch, settings)
+        assert ("hidden" in tuned.rows[-1]) == (weight > 0)
+        ends.append(tuning_loss(model, batch(0), {}, kl_weight=0.0, hidden_weight=1.0)[1]["hidden"])
+    assert ends[1] < 0.98 * ends[0]
+
+
 def test_adapters_of_ones_own_are_refused_and_states_of_other_jobs(tmp_path: Path) -> None:
     from peft import LoraConfig
 
@@ -357,6 +391,28 @@ def test_the_estimate_holds_what_a_forward_pass_keeps(
     total = sum(size for size, _ in kept.values())
     assert output is not None
     assert 0.45 * estimate < total < 1.05 * estimate
+
+
+@pytest.mark.parametrize("options", [{}, {"bf16": True}])
+def test_the_estimate_holds_what_comparing_hidden_states_keeps(options: dict[str, Any]) -> None:
+    settings, sizes = ToroidalSettings(), []
+    for weight in (0.0, 1.0):
+        model, config = of_width_256("llama"), TuneConfig(kl_weight=1.0, hidden_weight=weight, **options)
+        estimate = estimate_memory(model, [0, 1], settings, config, 256).activations
+        set_progress(aiether.retrofit(model, layers=[0, 1], settings=settings), 1.0)
+        kept: dict[int, tuple[int, Tensor]] = {}
+
+        def keep(tensor: Tensor, kept: dict[int, tuple[int, Tensor]] = kept) -> Tensor:
+            memory = tensor.untyped_storage()
+            kept[memory.data_ptr()] = memory.nbytes(), tensor
+            return tensor
+
+        half = torch.autocast("cpu", torch.bfloat16, enabled=config.bf16)
+        with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            tuning_loss(model, torch.ones(1, 256, dtype=torch.long), {}, kl_weight=1, hidden_weight=weight)
+        sizes.append((estimate, sum(size for size, _ in kept.values())))
+    (low, kept_without), (high, kept_with) = sizes
+    assert 0.3 * (high - low) < kept_with - kept_without < 1.05 * (high - low)
 
 
 def of_width_256(family: str) -> Any:

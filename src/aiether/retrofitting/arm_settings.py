@@ -97,7 +97,7 @@ def tuning_of(arm: ArmSettings, config: TrainConfig) -> TuneConfig:
     transfer = 0 if arm.variant in ("adapters", "random_swap") else round(arm.transfer * config.max_steps)
     chosen: dict[str, Any] = dict(arm.tuning)
     if arm.variant == "random_swap":
-        chosen |= {"ramp": 0.0, "tune": "full", "kl_weight": 0.0}
+        chosen |= {"ramp": 0.0, "tune": "full", "kl_weight": 0.0, "hidden_weight": 0.0}
     return TuneConfig(
         **chosen,
         transfer_steps=transfer,

@@ -24,6 +24,8 @@ class TuneConfig:
     lr, terms_lr: of adapters or weights, and of the terms; both rise for `warmup` of the steps and fall to 0
         as a cosine.
     kl_weight: share of the divergence in the loss of the whole model; cross-entropy has the rest.
+    hidden_weight: of how far hidden states are from those of the model as it was, beside both (MOHAWK,
+        arXiv:2408.10189, aligns them before it distils).
     save_interval: steps between two states to go on from.
     """
 
@@ -41,6 +43,7 @@ class TuneConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     kl_weight: float = 0.5
+    hidden_weight: float = 0.0
     gradient_checkpointing: bool = False
     bf16: bool = False
     save_interval: int = 50
@@ -60,8 +63,9 @@ class TuneConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share from 0 to 1 is meant")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed is {self.seed}: it must be 0 to {2**32 - 1}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay is {self.weight_decay}: it must be 0 or more")
+        for name in ("weight_decay", "hidden_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 0 or more")
         for name in ("lr", "terms_lr", "max_grad_norm", "lora_alpha"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be greater than 0")

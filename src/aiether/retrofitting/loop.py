@@ -161,7 +161,10 @@ class _Loop:
                     loss = transfer_loss(self.model, ids_BT, self.originals)
                     parts = {"transfer": loss.detach()}
                 else:
-                    loss, parts = tuning_loss(self.model, ids_BT, self.originals, kl_weight=config.kl_weight)
+                    loss, parts = tuning_loss(
+                        self.model, ids_BT, self.originals,
+                        kl_weight=config.kl_weight, hidden_weight=config.hidden_weight,
+                    )  # fmt: skip
             self.scaler.scale(loss / config.accumulation).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0) + value / config.accumulation

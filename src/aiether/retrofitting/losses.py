@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -43,21 +43,45 @@ def transfer_loss(model: Any, ids_BT: Tensor, originals: Mapping[str, Tensor]) -
 
 
 def tuning_loss(
-    model: Any, ids_BT: Tensor, originals: Mapping[str, Tensor], *, kl_weight: float
+    model: Any,
+    ids_BT: Tensor,
+    originals: Mapping[str, Tensor],
+    *,
+    kl_weight: float,
+    hidden_weight: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Next-token cross-entropy, and the divergence from the model as it was; both in nats per token.
 
-    Returns (1 - w) cross-entropy + w KL(before || now), and the two.
+    Returns (1 - w) cross-entropy + w KL(before || now) + `hidden_weight` times `hidden_error`, and the three
+    by name, as far as they were computed.
     """
-    logits = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+    hidden = hidden_weight > 0
+    now = model(input_ids=ids_BT, use_cache=False, output_hidden_states=hidden)
+    logits = now.logits[:, :-1]
     loss = F.cross_entropy(logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten())
-    if kl_weight == 0:
-        return loss, {"loss": loss.detach()}
+    parts = {"loss": loss.detach()}
+    if kl_weight == 0 and not hidden:
+        return loss, parts
     with torch.no_grad(), as_before(model, originals):
-        before = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
-    divergence = mean_divergence(before, logits)
-    both = (1 - kl_weight) * loss + kl_weight * divergence
-    return both, {"loss": loss.detach(), "divergence": divergence.detach()}
+        before = model(input_ids=ids_BT, use_cache=False, output_hidden_states=hidden)
+    total = (1 - kl_weight) * loss
+    if kl_weight > 0:
+        divergence = mean_divergence(before.logits[:, :-1], logits)
+        total, parts["divergence"] = total + kl_weight * divergence, divergence.detach()
+    if hidden:
+        first = min(model.config.toroidal["layers"]) + 1  # the embedding stands before the layers
+        error = hidden_error(before.hidden_states[first:], now.hidden_states[first:])
+        total, parts["hidden"] = total + hidden_weight * error, error.detach()
+    return total, parts
+
+
+def hidden_error(before: Sequence[Tensor], now: Sequence[Tensor]) -> Tensor:
+    """Squared error over squared size of hidden states (B, T, C), the mean over layers, float32 scalar."""
+    errors = [
+        (found.float() - expected.float()).square().mean() / expected.float().square().mean()
+        for expected, found in zip(before, now, strict=True)
+    ]
+    return torch.stack(errors).mean()
 
 
 def mean_divergence(before_BTV: Tensor, now_BTV: Tensor) -> Tensor:

@@ -91,12 +91,15 @@ def estimate_memory(
     torus = pairs if config.gradient_checkpointing else pairs * len(layers)
     # cross-entropy: a float32 copy, its log-softmax, two gradients; divergence: two log-softmaxes, a product
     logits = tokens * vocabulary * 4 * (7 if config.kl_weight else 4)
+    # each layer's state as it was, the difference in float32 and the gradient of its square
+    states = above * tokens * width * (size + 8) if config.hidden_weight else 0
     return MemoryEstimate(
         weights=weights,
         training=(terms + beside) * _TRAINED_BYTES + originals,
         activations=kept
         + torus
         + inside
+        + states
         + _copies(model, above, config)
         + _scores(model, len(layers), settings, config, context_length),
         logits=logits,
