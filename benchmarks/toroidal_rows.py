@@ -129,7 +129,7 @@ def main() -> None:
         alike = ("study", "texts", "context_length", "legacy_lines", "bf16")
         if any(earlier.get(name, False) != content[name] for name in alike):
             raise SystemExit(
-                f"{settings.out} holds rows of another study or text: move it away, or choose --out"
+                f"{settings.out} holds rows of another study, text or evaluation: move it, or choose --out"
             )
         content["rows"] = earlier["rows"]
     held = {(each["arm"], each["seed"]) for each in content["rows"]}

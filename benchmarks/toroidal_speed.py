@@ -26,7 +26,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PhiConfig, PhiForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -48,6 +49,18 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "D=2, chordal, cuDNN": {"platters": 2, "backend": "cudnn"},
     "D=4, chordal, cuDNN": {"platters": 4, "backend": "cudnn"},
 }
+
+
+class ByCuDNN(nn.Module):
+    """The layer with attention by cuDNN, in a frame of its own: compiled code knows no global switch."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return self.layer(*given, **named)
 
 
 class Arm:
@@ -72,7 +85,8 @@ class Arm:
             aiether.retrofit(self.model, layers=[0], **options)
             set_progress(self.model, 1.0)
         self.device, self.dtype, self.cudnn = given.device, dtype, name == CUDNN
-        self.layer = self.model.model.layers[0]
+        self.attention = self.model.model.layers[0].self_attn
+        self.layer = ByCuDNN(self.model.model.layers[0]) if self.cudnn else self.model.model.layers[0]
         self.compiled: Any = torch.compile(
             self.layer, mode="reduce-overhead" if given.device == "cuda" else "default", dynamic=False
         )
@@ -96,7 +110,7 @@ class Arm:
         output.float().square().mean().backward()
 
     def _attend(self, length: int) -> None:
-        attention = self.layer.self_attn
+        attention = self.attention
         heads = self.model.config.num_attention_heads
         given = [self._random(1, heads, length, attention.head_dim) for _ in range(3)]
         function = ALL_ATTENTION_FUNCTIONS[self.model.config._attn_implementation]

@@ -89,6 +89,9 @@ def test_kernels_are_chosen_for_tuning_and_not_stored(
     assert aiether.load(tmp_path / "eager").config.toroidal["backend"] == "auto"
     assert main([*arguments, "--output_dir", str(tmp_path / "cudnn"), "--backend", "cudnn"]) == 2
     assert "'cudnn' cannot compute this on cpu" in capsys.readouterr().err
+    assert not (tmp_path / "cudnn").exists(), "and says so before it begins"
+    suggested = ["--suggest_layers", "1", "--backend", "eager"]
+    assert main(words(base, text, *suggested)) == 0
 
 
 def test_of_a_run_its_final_model_is_taken(base: Path, text: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from aiether.toroidal import (
     reference_attention,
     toroidal_attention,
 )
-from aiether.toroidal.attention import choose_backend
+from aiether.toroidal.attention import choose_backend, cudnn_takes
 from aiether.toroidal.distance import ring_distance, ring_waves
 
 HEADS, GROUPS, HEAD_DIM = 4, 2, 24
@@ -214,6 +215,21 @@ def test_cudnn_is_left_alone_where_it_cannot_and_where_queries_are_few(
     assert choose_backend(chosen, in_line(5), query[:, :, :5], 0.0) == "flash"
     masked = replace(in_line(LONG), allowed=torch.ones(LONG, LONG, dtype=torch.bool))
     assert choose_backend(chosen, masked, query, 0.0) == "eager"
+
+
+@pytest.mark.parametrize(("kind", "most"), [("chordal", 119), ("harmonics", 101)])
+def test_cudnn_takes_heads_that_its_kernels_hold_with_the_distance(
+    kind: Any, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiether.toroidal.attention.flash_takes", lambda query: True)
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    chosen = ToroidalSettings(distance=kind)
+
+    def query(size: int, device: str = "cuda") -> Any:
+        return SimpleNamespace(shape=(1, 2, 200, size), device=torch.device(device))
+
+    assert [cudnn_takes(query(size), chosen) for size in (most, most + 1)] == [True, False]
+    assert not cudnn_takes(query(64, "cpu"), chosen)
 
 
 def test_queries_in_blocks_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,7 +288,9 @@ def test_progress_and_a_second_conversion_are_checked() -> None:
         set_progress(LLAMA.build(depth=1), 1.0)
 
 
-def test_kernels_are_chosen_afterwards_and_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_chosen_afterwards_and_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken: list[str] = []
 
     def choose(settings: ToroidalSettings, *given: Any) -> str:
@@ -310,12 +312,22 @@ def test_kernels_are_chosen_afterwards_and_stored(tmp_path: Path, monkeypatch: p
     for flash, eager in zip(*found, strict=True):
         assert torch.allclose(flash, eager, atol=1e-5)
     model.save_pretrained(tmp_path, whole=True)
-    assert {terms.settings.backend for terms in torus_terms(aiether.load(tmp_path))} == {"eager"}
+    assert {terms.settings.backend for terms in torus_terms(aiether.load(tmp_path))} == {"auto"}
     with pytest.raises(ValueError, match="'metal': choose one of"):
         set_backend(model, "metal")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no toroidal layer"):
         set_backend(torch.nn.Linear(2, 2), "eager")
     assert model.config.toroidal["backend"] == "eager"
+
+
+def test_other_kernels_leave_each_layer_its_sinks() -> None:
+    mistral = next(case for case in FAMILY_TABLE if case.name == "mistral")
+    model = converted(mistral)
+    assert {terms.settings.sinks for terms in torus_terms(model)} == {0}
+    set_backend(model, "eager")
+    assert {(t.settings.sinks, t.settings.backend) for t in torus_terms(model)} == {(0, "eager")}
+    with torch.no_grad():
+        assert torch.allclose(model(tokens()).logits, converted(mistral)(tokens()).logits, atol=1e-5)
 
 
 def test_padding_on_the_left_leaves_gradients_finite() -> None:

@@ -81,7 +81,8 @@ class RetrofitFlags:
         float, Help(help="Share of the divergence from the model as it was; cross-entropy has the rest.")
     ] = 0.5
     hidden_weight: Annotated[
-        float, Help(help="Weight of how far hidden states are from the model's as it was, beside both.")
+        float,
+        Help(help="Weight of the distance of hidden states from the original model's, added to both losses."),
     ] = 0.0
     train_size: Annotated[int | None, Help(help="Windows to train on. None: all but the last.")] = None
     val_size: Annotated[

@@ -17,7 +17,9 @@ from aiether.data import Progress
 from aiether.data.prepare import silent
 from aiether.evaluation import sum_losses, text_windows
 from aiether.integrations import hold, without_progress_bars, write_json
-from aiether.toroidal import check_conversion, retrofit, set_backend, torus_terms
+from aiether.toroidal import Places, attention_modules, check_conversion, retrofit, torus_terms
+from aiether.toroidal.architecture import head_dim_of
+from aiether.toroidal.attention import choose_backend
 from aiether.training._format import duration
 from aiether.training.evaluate import check_ids
 from aiether.training.halting import copy_tokenizer
@@ -84,6 +86,7 @@ def run_retrofit(
         raise ValueError(f"{str(folder)!r} holds a finished retrofit: choose another folder (--output_dir)")
     model = load_base(job)
     check_conversion(model, job.layers, job.settings)
+    _check_backend(model, job)
     text = read_windows(job, model, say)
     tuning = _steps(job, len(text.train))
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,13 +112,21 @@ def run_retrofit(
             memory=memory,
             lines=tuple(told_terms(model)),
         )
-        set_backend(model, "auto")  # what this machine tuned by, another may not have
         with without_progress_bars():
             model.save_pretrained(folder, whole=True if job.trust_remote_code else None)
         copy_tokenizer(job.model, Path(job.weights), job.tokenizer, folder)
         shutil.rmtree(folder / STATE, ignore_errors=True)
         _write_summary(folder, found, tuned)
     return found
+
+
+def _check_backend(model: Any, job: RetrofitJob) -> None:
+    """Raises ValueError where the kernels that are asked for cannot compute this, before a text is read."""
+    heads, size = model.config.num_attention_heads, head_dim_of(attention_modules(model, [0])[0])
+    dtype = torch.bfloat16 if job.tuning.bf16 else model.dtype
+    query = torch.empty(1, heads, 1, size, dtype=dtype, device=model.device)
+    order = torch.zeros(1, dtype=torch.long, device=model.device)
+    choose_backend(job.settings, Places(order, order), query, 0.0)
 
 
 def told_terms(model: Any) -> list[str]:

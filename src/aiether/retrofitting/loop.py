@@ -266,10 +266,16 @@ class _Loop:
         return int(record["step"])
 
     def _settings(self) -> str:
-        """A digest of everything that the state depends on."""
-        held = {**self.model.config.toroidal, "progress": None}
+        """A digest of everything that the state depends on.
+
+        Settings that came later are in it where they are used, so that what was begun before them goes on.
+        """
+        held = {**self.model.config.toroidal, "progress": None, "backend": "auto"}
         names = {name: list(p.shape) for name, p in self.trained.items()}
-        told = [asdict(self.config), held, names, self.about, str(self.computed_in)]
+        settings = asdict(self.config)
+        if settings["hidden_weight"] == 0:
+            del settings["hidden_weight"]
+        told = [settings, held, names, self.about, str(self.computed_in)]
         text = json.dumps(told, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -91,8 +91,10 @@ def estimate_memory(
     torus = pairs if config.gradient_checkpointing else pairs * len(layers)
     # cross-entropy: a float32 copy, its log-softmax, two gradients; divergence: two log-softmaxes, a product
     logits = tokens * vocabulary * 4 * (7 if config.kl_weight else 4)
-    # each layer's state as it was, the difference in float32 and the gradient of its square
-    states = above * tokens * width * (size + 8) if config.hidden_weight else 0
+    # all states of the model as it was and those below the first converted layer, whose own are kept anyway,
+    # in the type of the weights; and differences in float32
+    states = tokens * width * ((2 * (depth + 1) - above) * first.element_size() + 4 * above)
+    states *= config.hidden_weight > 0
     return MemoryEstimate(
         weights=weights,
         training=(terms + beside) * _TRAINED_BYTES + originals,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ def compare(job: RetrofitJob, model: Any, text: TextWindows, say: Progress) -> L
         raise ValueError("no layers are named: give --layers, or --suggest_layers with how many to choose")
     step = max(1, len(text.train) // SAMPLE)
     sample = [ids[None] for ids, _ in text_windows(text.tokens, text.train[::step][:SAMPLE])]
-    costs = layer_costs(model, sample, job.settings, lambda share: say("comparing layers", share))
+    settings = replace(job.settings, backend="auto")  # without autocast, which tuning may have
+    costs = layer_costs(model, sample, settings, lambda share: say("comparing layers", share))
     return LayerCosts(tuple(costs), tuple(cheapest(costs, job.suggest_layers)))
 
 

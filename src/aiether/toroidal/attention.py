@@ -163,7 +163,9 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
     if not able.get(settings.backend, True) and one_block:
         raise ValueError(
             f"backend={settings.backend!r} cannot compute this on {query_BHNX.device.type} in "
-            f"{query_BHNX.dtype} with {query_BHNX.shape[-1]} dimensions: leave it at 'auto'"
+            f"{query_BHNX.dtype} with {query_BHNX.shape[-1]} dimensions (flash and cudnn take half precision "
+            "on CUDA, cudnn heads of 119 dimensions, 101 with harmonics): leave it at 'auto', by "
+            "aiether.toroidal.set_backend for a model that is there"
         )
     wanted = able if settings.backend == "auto" else (settings.backend, "eager")
     backend = next(name for name in wanted if able[name])
@@ -190,7 +192,8 @@ def cudnn_takes(query_BHNX: Tensor, settings: ToroidalSettings) -> bool:
     """Whether cuDNN's kernels take queries of this device, type and size with the distance beside them."""
     waves = 3 * (3 if settings.distance == "chordal" else 9)  # each in halves
     narrow = query_BHNX.shape[-1] + waves <= _WIDEST_PLANNED
-    return query_BHNX.is_cuda and narrow and flash_takes(query_BHNX)
+    there = query_BHNX.device.type == "cuda" and torch.version.hip is None
+    return there and narrow and flash_takes(query_BHNX) and torch.backends.cudnn.is_available()
 
 
 def pairs_of_platters(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettings) -> tuple[Tensor, Tensor]:

@@ -133,9 +133,10 @@ def set_progress(model: nn.Module, progress: float) -> None:
 
 
 def set_backend(model: nn.Module, backend: Backend) -> None:
-    """Have every toroidal layer of a model compute by these kernels, which is a matter of the machine.
+    """Have every toroidal layer of a model compute by these kernels; a matter of the machine, and not stored.
 
-    `auto` takes the fused ones that can; cuDNN's are never taken unless they are asked for.
+    `auto` takes the fused ones that can; cuDNN's are never taken unless they are asked for. Where there is a
+    mask of more than causality, as with padding, the eager path computes whatever is asked for.
 
     Raises
     ------
@@ -212,14 +213,19 @@ class ToroidalDecoder:
             For an argument that a folder of differences cannot have, such as `push_to_hub`, and for a base
             that is not this model's.
         """
-        self.config.toroidal = {**self.config.toroidal, "progress": _progress_of(self)}  # type: ignore[arg-type]
+        backend = self.config.toroidal["backend"]
+        stored = {"progress": _progress_of(self), "backend": "auto"}  # type: ignore[arg-type]
+        self.config.toroidal = {**self.config.toroidal, **stored}
         known = base or self.config.toroidal.get("base") or self._made_of
-        if whole or (whole is None and (not known or "state_dict" in kwargs)):
-            if is_main_process:
-                forget_differences(save_directory)
-            super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
-        elif is_main_process:
-            save_differences(self, save_directory, base, **kwargs)
+        try:
+            if whole or (whole is None and (not known or "state_dict" in kwargs)):
+                if is_main_process:
+                    forget_differences(save_directory)
+                super().save_pretrained(save_directory, is_main_process, **kwargs)  # type: ignore[misc]
+            elif is_main_process:
+                save_differences(self, save_directory, base, **kwargs)
+        finally:
+            self.config.toroidal = {**self.config.toroidal, "backend": backend}
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
         """Raises ValueError for another one, which would compute the plain model and say nothing of it."""

@@ -67,6 +67,11 @@ class ToroidalAttention(nn.Module):
         # Whole numbers: no type of the model rounds them.
         self.register_buffer("turns", turns, persistent=False)
 
+    @property
+    def settings(self) -> ToroidalSettings:
+        """Those of its terms, which `set_backend` changes."""
+        return self.torus.settings
+
     def forward(self, hidden_BNC: Tensor, present_BN: Tensor | None = None) -> Tensor:
         """`present_BN`: bool, False for padding, which nobody attends to; None: there is none.
 
@@ -80,8 +85,7 @@ class ToroidalAttention(nn.Module):
         places = self._places(hidden_BNC, present_BN)
         if self.rotary is not None:
             query, key = (
-                turn_by_place(each, places.query, self.turns, self.torus.settings.period)
-                for each in (query, key)
+                turn_by_place(each, places.query, self.turns, self.settings.period) for each in (query, key)
             )
         platters = self._attend(query, key, value, places)
         return self.o_proj(self.torus.fuse(platters).flatten(3).transpose(1, 2).flatten(2))
@@ -92,11 +96,11 @@ class ToroidalAttention(nn.Module):
         shards = current_shards()
         if shards is None:
             return toroidal_attention(
-                query, key, value, terms, self.torus.settings, places, scale=scale, dropout=dropout
+                query, key, value, terms, self.settings, places, scale=scale, dropout=dropout
             )
         check_no_dropout(dropout)
         return toroidal_ring_attention(
-            query, key, value, terms, self.torus.settings, shards, causal=self.causal, scale=scale
+            query, key, value, terms, self.settings, shards, causal=self.causal, scale=scale
         )
 
     def _places(self, hidden_BNC: Tensor, present_BN: Tensor | None) -> Places:
