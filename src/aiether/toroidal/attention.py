@@ -163,9 +163,9 @@ def choose_backend(settings: ToroidalSettings, places: Places, query_BHNX: Tenso
     if not able.get(settings.backend, True) and one_block:
         raise ValueError(
             f"backend={settings.backend!r} cannot compute this on {query_BHNX.device.type} in "
-            f"{query_BHNX.dtype} with {query_BHNX.shape[-1]} dimensions (flash and cudnn take half precision "
-            "on CUDA, cudnn heads of 119 dimensions, 101 with harmonics): leave it at 'auto', by "
-            "aiether.toroidal.set_backend for a model that is there"
+            f"{query_BHNX.dtype} with {query_BHNX.shape[-1]} dimensions (on CUDA flash and cudnn take half "
+            "precision, and cudnn heads of 119 dimensions at most, 101 with harmonics): leave it at 'auto', "
+            "or set it so by aiether.toroidal.set_backend"
         )
     wanted = able if settings.backend == "auto" else (settings.backend, "eager")
     backend = next(name for name in wanted if able[name])

@@ -213,7 +213,7 @@ class ToroidalDecoder:
             For an argument that a folder of differences cannot have, such as `push_to_hub`, and for a base
             that is not this model's.
         """
-        backend = self.config.toroidal["backend"]
+        backend = self.config.toroidal.get("backend", "auto")
         stored = {"progress": _progress_of(self), "backend": "auto"}  # type: ignore[arg-type]
         self.config.toroidal = {**self.config.toroidal, **stored}
         known = base or self.config.toroidal.get("base") or self._made_of

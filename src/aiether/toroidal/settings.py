@@ -34,6 +34,8 @@ class ToroidalSettings:
     window: how far a token sees around the ring, in tokens; None: everywhere.
     platter_rotary: turn a platter's queries and keys by the platter's angle, the third axis of rotation.
     shuffled: a control: places stand on the ring in a random order, the same for all heads and layers.
+    backend: the kernels; `auto`: the fused ones that can, but never `cudnn`, which has to be asked for (see
+        `set_backend`).
     """
 
     platters: int = 2
