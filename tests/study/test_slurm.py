@@ -66,7 +66,7 @@ def test_jobs_that_were_left_are_ended_and_the_study_goes_on_from_what_they_save
 ) -> None:
     """Two jobs are processes of their own; the last one, which ends as it should, is a job here."""
     monkeypatch.setattr("aiether.study.runner.write_study_report", lambda folder: folder)
-    content = one(content, eval_interval_steps=20, save_interval_steps=20) | {"budget": {"steps": 480}}
+    content = one(content, eval_interval_steps=40, save_interval_steps=40) | {"budget": {"steps": 1600}}
     run, jobs = tmp_path / "cells" / "one" / "1-seed0", tmp_path / FOLDER
     (tmp_path / "study.yaml").write_text(json.dumps(content))
     left = jobs_of(jobs, "local")
