@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .distance import in_ring_window, platter_distance, ring_distance, shuffled_places
+from .distance import cosine_weights, in_ring_window, platter_distance, ring_distance, shuffled_places
 from .flex import attend_flex, flex_compiles, flex_takes
 from .kernels import attend_cudnn, attend_eager, attend_flash, flash_width, merge, rows_of
 from .rotary import turn_between
@@ -190,8 +190,8 @@ def flash_takes(query_BHNX: Tensor) -> bool:
 
 def cudnn_takes(query_BHNX: Tensor, settings: ToroidalSettings) -> bool:
     """Whether cuDNN's kernels take queries of this device, type and size with the distance beside them."""
-    waves = 3 * (3 if settings.distance == "chordal" else 9)  # each in halves
-    narrow = query_BHNX.shape[-1] + waves <= _WIDEST_PLANNED
+    waves = 2 * len(cosine_weights(settings.distance)) + 1  # cosines, sines and the sinks, each in halves
+    narrow = query_BHNX.shape[-1] + 3 * waves <= _WIDEST_PLANNED
     there = query_BHNX.device.type == "cuda" and torch.version.hip is None
     return there and narrow and flash_takes(query_BHNX) and torch.backends.cudnn.is_available()
 

@@ -122,10 +122,7 @@ def set_progress(model: nn.Module, progress: float) -> None:
     ValueError
         If there is no such layer, or the number is not from 0 to 1.
     """
-    found = list(torus_terms(model))
-    if not found:
-        raise ValueError("the model has no toroidal layer: call aiether.retrofit on it first")
-    for terms in found:
+    for terms in _any_terms(model):
         terms.set_progress(progress)
     for module in model.modules():
         if isinstance(module, ToroidalDecoder):
@@ -143,15 +140,21 @@ def set_backend(model: nn.Module, backend: Backend) -> None:
     ValueError
         If there is no such layer, or a layer's distance or window is none for these kernels.
     """
-    found = list(torus_terms(model))
-    if not found:
-        raise ValueError("the model has no toroidal layer: call aiether.retrofit on it first")
+    found = _any_terms(model)
     chosen = [replace(terms.settings, backend=backend) for terms in found]
     for terms, settings in zip(found, chosen, strict=True):
         terms.settings = settings
     for module in model.modules():
         if isinstance(module, ToroidalDecoder):
             module.config.toroidal = {**module.config.toroidal, "backend": backend}
+
+
+def _any_terms(model: nn.Module) -> list[TorusTerms]:
+    """Raises ValueError if there are none."""
+    found = list(torus_terms(model))
+    if not found:
+        raise ValueError("the model has no toroidal layer: call aiether.retrofit on it first")
+    return found
 
 
 def _progress_of(model: nn.Module) -> float:

@@ -142,22 +142,19 @@ class _Fused(torch.autograd.Function):
         ctx.size, ctx.causal, ctx.scale, ctx.engine = size, causal, scale, engine
         ctx.set_materialize_grads(False)
         if engine == "cudnn":
-            found = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            output, log, *kept = torch.ops.aten._scaled_dot_product_cudnn_attention(
                 query, key, value, None, True, 0.0, causal, False, scale=scale
             )
-            output, log, *ctx.rest = found[:6]
-            ctx.state = found[6:8]
         elif query.device.type == "cuda":
-            found = torch.ops.aten._scaled_dot_product_flash_attention(
+            output, log, *kept = torch.ops.aten._scaled_dot_product_flash_attention(
                 query, key, value, 0.0, causal, False, scale=scale
             )
-            output, log, *ctx.rest = found[:6]
-            ctx.state = found[6:8]
         else:
             shared = query.shape[1] // key.shape[1]
-            output, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            output, log, *kept = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query, _for_heads(key, shared), _for_heads(value, shared), 0.0, causal, scale=scale
             )
+        ctx.rest, ctx.state = kept[:4], kept[4:6]  # of CUDA: lengths, the random state
         ctx.save_for_backward(query, key, value, output, log)
         return output[..., :size], log.reshape(query.shape[:3])
 
