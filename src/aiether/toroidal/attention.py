@@ -29,6 +29,7 @@ _FEWEST_PLANNED = 128
 """Queries below which cuDNN, which plans for each shape, is left alone: decoding always meets new ones."""
 _WIDEST_PLANNED = 128
 """Dimensions of queries up to which cuDNN has gradients on all GPUs."""
+_HAS_CUDNN = torch.backends.cudnn.is_available()  # to ask while torch.compile traces breaks its graph
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def cudnn_takes(query_BHNX: Tensor, settings: ToroidalSettings) -> bool:
     waves = 2 * len(cosine_weights(settings.distance)) + 1  # cosines, sines and the sinks, each in halves
     narrow = query_BHNX.shape[-1] + 3 * waves <= _WIDEST_PLANNED
     there = query_BHNX.device.type == "cuda" and torch.version.hip is None
-    return there and narrow and flash_takes(query_BHNX) and torch.backends.cudnn.is_available()
+    return there and narrow and flash_takes(query_BHNX) and _HAS_CUDNN
 
 
 def pairs_of_platters(query_BHNX: Tensor, terms: Terms, settings: ToroidalSettings) -> tuple[Tensor, Tensor]:
