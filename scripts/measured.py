@@ -290,8 +290,9 @@ def prosqa_tables() -> str:
 
 
 def conversion_tables() -> str:
-    """What each row of `toroidal_table` costs, beside its control, after 200 and after 1,000 windows."""
-    return _conversions({"gpu": "200 windows", "gpu-1000": "1,000 windows"})
+    """What each row of `toroidal_table` costs, beside its control, by windows and epochs."""
+    presets = {"gpu": "200 windows", "gpu-10-epochs": "200, ten epochs", "gpu-1000": "1,000 windows"}
+    return _conversions(presets)
 
 
 def small_conversion_tables() -> str:
@@ -313,18 +314,40 @@ def _conversions(presets: Mapping[str, str]) -> str:
 
 
 def row_tables() -> str:
-    """Perplexities of the kept models of `toroidal_table` on other texts; and the reference's arithmetic."""
-    result, study = _read("toroidal_rows"), _toroidal("table", "gpu")
+    """Perplexities of the kept models of `toroidal_table` on other texts."""
+    return "\n\n".join(
+        f"After {count} windows:\n\n{_on_texts(_read(name), _toroidal('table', preset))}"
+        for count, name, preset in (
+            ("200", "toroidal_rows", "gpu"),
+            ("1,000", "toroidal_rows_1000", "gpu-1000"),
+        )
+    )
+
+
+def all_layers_row_tables() -> str:
+    """The same of the ways to move all layers that were run with their models kept."""
+    return _on_texts(_read("toroidal_rows_all"), _toroidal("sweeps_all", "gpu-hidden"))
+
+
+def legacy_tables() -> str:
+    """The reference's arithmetic, of an earlier run's models."""
+    result = _read("toroidal_rows_legacy")
+    found = _by_arm(result)
+    names = list(found["before"][-1]["legacy"])
+    lines = [f"| arm | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
+    for arm, rows in found.items():
+        cells = [f"{fmean(row['legacy'][name] for row in rows.values()):.0f}" for name in names]
+        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _on_texts(result: Any, study: Any) -> str:
+    """Each arm's perplexity on each text, and its quotient with the control's."""
     texts = {"wikitext-2": "WikiText-2", "wikipedia": "Wikipedia"}
     against = {row["arm"]: row["against"] for row in study["comparisons"]}
-    found: dict[str, dict[int, Any]] = {}
-    for row in result["rows"]:
-        found.setdefault(row["arm"], {})[row["seed"]] = row
-    legacy = list(found["before"][-1]["legacy"])
-    titles = [each for title in texts.values() for each in (title, "over its control's")]
-    titles += [f"legacy, {name}" for name in legacy]
+    found = _by_arm(result)
+    titles = [each for title in texts.values() for each in (title, "over its control's", "by seed")]
     lines = [f"| arm | {' | '.join(titles)} |", "|" + "---|" * (len(titles) + 1)]
-    seeds = max(map(len, found.values()))
     for arm, rows in found.items():
         cells = []
         for text in texts:
@@ -333,24 +356,35 @@ def row_tables() -> str:
             gaps = [
                 rows[seed]["loss"][text] - control[seed]["loss"][text] for seed in rows if seed in control
             ]
-            cells.append(f"{math.exp(fmean(gaps)):.4f}" if gaps else "")
-        cells += [f"{fmean(row['legacy'][name] for row in rows.values()):.0f}" for name in legacy]
-        few = f" ({len(rows)} seeds)" if 1 < len(rows) < seeds else ""
-        lines.append(f"| `{arm}`{few} | {' | '.join(cells)} |")
+            each = ", ".join(f"{math.exp(gap):.4f}" for gap in gaps)
+            cells += [f"{math.exp(fmean(gaps)):.4f}" if gaps else "", each]
+        lines.append(f"| `{arm}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def _by_arm(result: Any) -> dict[str, dict[int, Any]]:
+    """A benchmark's rows, by arm and seed."""
+    found: dict[str, dict[int, Any]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["arm"], {})[row["seed"]] = row
+    return found
+
+
 def sweep_tables() -> str:
-    return _sweep("sweeps")
+    return _sweep("sweeps", "gpu")
 
 
 def all_layers_tables() -> str:
-    return _sweep("sweeps_all")
+    return _sweep("sweeps_all", "gpu")
 
 
-def _sweep(name: str) -> str:
+def hidden_tables() -> str:
+    return _sweep("sweeps_all", "gpu-hidden")
+
+
+def _sweep(name: str, preset: str) -> str:
     """Each arm of a study beside its control."""
-    study = _toroidal(name, "gpu")
+    study = _toroidal(name, preset)
     lines = ["| arm | against | difference |", "|---|---|---|"]
     for arm in study["arms"]:
         if _compared(study, arm):
@@ -391,8 +425,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "conversions": conversion_tables,
         "small conversions": small_conversion_tables,
         "rows": row_tables,
+        "legacy rows": legacy_tables,
         "sweeps": sweep_tables,
         "all layers": all_layers_tables,
+        "all layers, hidden states": hidden_tables,
+        "all layers on texts": all_layers_row_tables,
     },
 }
 """The blocks of each page, by the name in their markers."""
