@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.study.fakes import Silent
@@ -16,7 +17,10 @@ from tests.study.test_spec import study
 from transformers import AutoModelForCausalLM
 
 import aiether
+from aiether.data import TokenWindows, prepare
+from aiether.retrofitting.arm import _batches
 from aiether.retrofitting.arm_settings import arm_settings, tuning_of
+from aiether.retrofitting.arm_text import text_of
 from aiether.study.arms import Cell, cell_config, pretrain_config, retrofit_of
 from aiether.study.cell import Outcome, run_cell
 from aiether.study.check import check_spec
@@ -234,3 +238,95 @@ def test_shuffled_places_are_another_torus() -> None:
     assert torch.equal(moved[16:32].remainder(16), moved[32:48].remainder(16)), "it comes round"
     assert sorted(moved[16:32].remainder(16).tolist()) == list(range(16))
     assert not torch.equal(moved[16:32].remainder(16), places[:16])
+
+
+@pytest.fixture
+def own_text(content: dict[str, Any], tmp_path: Path) -> Path:
+    path = tmp_path / "own.txt"
+    path.write_text("\n".join(f"{number} times another sentence" for number in range(3000)))
+    content["conditions"] = {
+        "adapters": {"retrofit": {"variant": "adapters"}},
+        "torus": {},
+        "own": {"retrofit": {"dataset_path": str(path)}},
+    }
+    return path
+
+
+def test_windows_come_from_the_own_text_in_the_studys_tokens(content: dict[str, Any], own_text: Path) -> None:
+    config = check_spec(spec_from(content))["own"]
+    data = prepare(config)
+    arm = arm_settings({**content["retrofit"], "dataset_path": str(own_text)})
+    own = text_of(arm, config, data)
+    assert data.tokenizer_dir is not None
+    assert own.tokenizer_dir is not None
+    assert [(each / "tokenizer.json").read_text() for each in (own.tokenizer_dir, data.tokenizer_dir)] == [
+        (data.tokenizer_dir / "tokenizer.json").read_text()
+    ] * 2
+    windows = TokenWindows(own.train, config.context_length, config.seed)
+    first = {tuple(windows[index]["input_ids"].tolist()) for index in range(40)}
+    batches = _batches(arm, config, own)
+    seen = {tuple(row.tolist()) for number in range(30) for row in batches(number)}
+    assert seen == first, "the first 40 windows of that text, all of them, and no others"
+
+
+def test_a_study_tunes_on_it_and_is_evaluated_on_its_own(
+    content: dict[str, Any],
+    own_text: Path,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "study"
+    result = run_study(spec_from(content), folder, Silent(), backend=lambda threads: InTurn())
+    assert (result.status, result.failures) == ("finished", {})
+    found = json.loads((folder / "results.json").read_text())
+    losses = {entry["condition"]: [row["metric"] for row in entry["cells"]] for entry in found["arms"]}
+    assert losses["own"] != losses["torus"]
+    records = {
+        name: [
+            json.loads(line)
+            for line in (folder / f"cells/{name}/1-seed0/metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("own", "torus")
+    }
+    assert records["own"][0]["eval_loss"] == records["torus"][0]["eval_loss"], "one held-out text for all"
+    about = json.loads((folder / "cells/own/1-seed0/environment.json").read_text())
+    assert about["tuned_on"]["source"] == str(own_text)
+    assert "tuned_on" not in json.loads((folder / "cells/torus/1-seed0/environment.json").read_text())
+    own_text.write_text(own_text.read_text() + "\nedited in place")
+    with pytest.raises(ValueError, match=r"own/1-seed0' differs .* in what it is tuned on"):
+        run_study(spec_from(content), folder, Silent(), backend=lambda threads: InTurn())
+
+
+def test_what_cannot_be_tuned_on_is_refused_before_a_model_is_trained(
+    content: dict[str, Any],
+    own_text: Path,
+    tmp_path: Path,
+) -> None:
+    def refused(named: str) -> None:
+        workers = InTurn()
+        with pytest.raises(ValueError, match=named):
+            run_study(spec_from(content), tmp_path / "study", Silent(), backend=lambda threads: workers)
+        assert not workers.done
+
+    own = content["conditions"]["own"]["retrofit"]
+    own["train_size"] = 10**6
+    refused("condition own: train_size is 1000000, and the text holds")
+    del own["train_size"]
+    own["dataset_path"] = str(tmp_path / "nowhere.txt")
+    refused("condition own: .*nowhere.txt")
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    for name in ("train", "val"):
+        np.full(4000, 5000, dtype=np.uint16).tofile(tokens / f"{name}.bin")
+    own["dataset_path"] = str(tokens)
+    refused("condition own: .*token id 5000")
+    for name in ("train", "val"):
+        (np.arange(9000) % 290).astype(np.uint16).tofile(tokens / f"{name}.bin")
+    content["base"] |= {"dataset_path": str(tokens)}
+    own["dataset_path"] = str(own_text)
+    refused("condition own: .* a text, and the study's tokens come without a tokenizer")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("train", "val"):
+        (np.arange(9000) % 300).astype(np.uint16).tofile(other / f"{name}.bin")
+    own["dataset_path"] = str(other)
+    refused("condition own: .* go up to 299, and the study's model has 290 of them")

@@ -20,10 +20,11 @@ from aiether.integrations import hold, without_progress_bars, write_json
 from aiether.toroidal import ToroidalSettings, attention_modules, retrofit
 from aiether.training.arms import tokens_per_step
 from aiether.training.config import TrainConfig, write_config
-from aiether.training.environment import environment
+from aiether.training.environment import environment, source_of
 from aiether.training.generate import find_device
 
 from .arm_settings import ArmSettings, arm_settings, tuning_of
+from .arm_text import TUNED_ON, text_of, windows_of
 from .job import told_terms
 from .loop import Tuned, tune
 from .order import shuffled
@@ -42,18 +43,20 @@ def run_arm(
     """
     arm = arm_settings(given)
     data = prepare(config)
+    text = text_of(arm, config, data)
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder):
         if not (folder / "config.yaml").is_file():
-            write_json(folder / "environment.json", environment(data))
+            own = {} if arm.dataset_path is None else {TUNED_ON: source_of(text)}
+            write_json(folder / "environment.json", environment(data) | own)
             write_config(folder / "config.yaml", config)
         with without_progress_bars():
             model: Any = AutoModelForCausalLM.from_pretrained(base, use_safetensors=True)
         model.to(find_device(config.device)).eval()
         records = _Records(folder, config, data, model, arm)
         records.evaluated(0, model, 0.0)
-        layers = _layers(arm, config, model, data)
-        tuned = _changed(arm, config, model, layers, data, folder)
+        layers = _layers(arm, config, model, text)
+        tuned = _changed(arm, config, model, layers, text, folder)
         if keep_model and arm.variant != "untouched":
             model.save_pretrained(folder / "final")
         records.finish(model, tuned)
@@ -64,7 +67,7 @@ def _changed(
     config: TrainConfig,
     model: Any,
     layers: tuple[int, ...],
-    data: PackedData,
+    text: PackedData,
     folder: Path,
 ) -> Tuned:
     """Convert the model as the variant says, and tune it."""
@@ -80,17 +83,17 @@ def _changed(
     if arm.variant == "random_swap":
         _draw_anew(model, layers)
     retrofit(model, layers=layers, settings=settings)
-    batches = _batches(config, data, arm.train_size)
-    return tune(model, batches, tuning_of(arm, config), state_dir=folder / "state")
+    batches, about = _batches(arm, config, text), "" if arm.dataset_path is None else text.fingerprint
+    return tune(model, batches, tuning_of(arm, config), state_dir=folder / "state", about=about)
 
 
-def _layers(arm: ArmSettings, config: TrainConfig, model: Any, data: PackedData) -> tuple[int, ...]:
-    """The layers that are converted; those suggested cost least on a few windows of the training text."""
+def _layers(arm: ArmSettings, config: TrainConfig, model: Any, text: PackedData) -> tuple[int, ...]:
+    """The layers that are converted; those suggested cost least on a few windows of the text to tune on."""
     if arm.layers is not None:
         return arm.layers
     if arm.suggest_layers is None:
         return tuple(range(model.config.num_hidden_layers))
-    windows = TokenWindows(data.train, config.context_length, config.seed)
+    windows, _ = windows_of(arm, config, text)
     sample = [windows[index]["input_ids"][None] for index in range(min(SAMPLE, len(windows)))]
     return tuple(cheapest(layer_costs(model, sample, arm.settings), arm.suggest_layers))
 
@@ -105,12 +108,9 @@ def _draw_anew(model: Any, layers: tuple[int, ...]) -> None:
                     nn.init.zeros_(module.bias)
 
 
-def _batches(config: TrainConfig, data: PackedData, train_size: int | None) -> Any:
-    """Windows of the training text in the seed's order; of the first `train_size` of it, again and again."""
-    windows = TokenWindows(data.train, config.context_length, config.seed)
-    count = len(windows) if train_size is None else train_size
-    if count > len(windows):
-        raise ValueError(f"train_size is {count}, and the text holds {len(windows)} windows: lower it")
+def _batches(arm: ArmSettings, config: TrainConfig, text: PackedData) -> Any:
+    """Windows to tune on in the seed's order; of the first `train_size` of the text, again and again."""
+    windows, count = windows_of(arm, config, text)
 
     def batch(number: int) -> Tensor:
         order = shuffled(number, config.batch_size, count, config.seed * 7919)

@@ -29,6 +29,8 @@ class ArmSettings:
     suggest_layers: so many, those whose conversion costs this model least (see `suggest.py`).
     transfer: share of the steps that are layer-wise transfer.
     train_size: windows that are tuned on, over and over; None: all there are.
+    dataset_path: what is tuned on, one source or several as in `DataConfig`; None: the study's text. The
+        evaluation is on the study's in any case.
     """
 
     variant: Variant = "torus"
@@ -36,6 +38,7 @@ class ArmSettings:
     suggest_layers: int | None = None
     transfer: float = 0.33
     train_size: int | None = None
+    dataset_path: str | tuple[str, ...] | None = None
     settings: ToroidalSettings = field(default_factory=ToroidalSettings)
     tuning: Mapping[str, Any] = field(default_factory=dict)
 
@@ -83,6 +86,8 @@ def arm_settings(given: Mapping[str, Any]) -> ArmSettings:
     plain = {name: given[name] for name in own & given.keys()}
     if plain.get("layers") is not None:
         plain["layers"] = tuple(plain["layers"])
+    if isinstance(plain.get("dataset_path"), list):
+        plain["dataset_path"] = tuple(plain["dataset_path"])
     if plain.get("variant", "torus") not in get_args(Variant):
         raise ValueError(f"variant is {plain['variant']!r}: choose one of {', '.join(get_args(Variant))}")
     if not 0 <= plain.get("transfer", 0) <= 1:

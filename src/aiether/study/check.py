@@ -13,6 +13,7 @@ from aiether.data import PackedData
 from aiether.evaluation import flops_per_token, measure_flops_per_token
 from aiether.growth.blank import without_weights
 from aiether.retrofitting.arm_settings import arm_settings, tuning_of
+from aiether.retrofitting.arm_text import text_of, windows_of
 from aiether.training.arms import model_settings, tokens_per_step, windows
 from aiether.training.config import TrainConfig
 from aiether.training.length import course_of
@@ -40,6 +41,7 @@ class Arm:
     condition: str
     config: TrainConfig
     shapes: tuple[Shape, ...]  # by depth, the first one first
+    tuned_on: str | None = None  # the fingerprint of a text of its own
 
     @property
     def start(self) -> Shape:
@@ -138,10 +140,24 @@ def check_arms(spec: StudySpec, configs: Mapping[str, TrainConfig], data: Packed
                 "metric is bits_per_byte, and how many bytes the tokens stand for is not known: give text, "
                 "or the tokens' tokenizer, or take metric: eval_loss"
             )
-        arms[name] = Arm(name, config, _with_torus(spec, name, config, shapes(config, data.vocab_size)))
+        models = _with_torus(spec, name, config, shapes(config, data.vocab_size))
+        arms[name] = Arm(name, config, models, _own_text(spec, name, config, data))
     for name, arm in arms.items():
         check_claims(name, spec.all_conditions()[name].claims, arm, arms)
     return arms
+
+
+def _own_text(spec: StudySpec, condition: str, config: TrainConfig, data: PackedData) -> str | None:
+    """The fingerprint of what a conversion is tuned on, if that is another text; either is long enough."""
+    if (given := retrofit_of(spec, condition)) is None:
+        return None
+    arm = arm_settings(given)
+    try:
+        text = text_of(arm, config, data)
+        windows_of(arm, config, text)
+    except ValueError as error:
+        raise ValueError(f"condition {condition}: {error}") from error
+    return None if arm.dataset_path is None else text.fingerprint
 
 
 def _with_torus(

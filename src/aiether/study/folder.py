@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from aiether.integrations import write_json
+from aiether.retrofitting.arm_text import TUNED_ON
 from aiether.training.config import read_config
 
 from .arms import Cell, cell_config
@@ -80,10 +81,20 @@ def read_about(study_dir: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def check_cells(spec: StudySpec, study_dir: Path, wanted: Iterable[Cell], fingerprint: str) -> None:
+def check_cells(
+    spec: StudySpec,
+    study_dir: Path,
+    wanted: Iterable[Cell],
+    fingerprint: str,
+    own_texts: Mapping[str, str | None],
+) -> None:
     """See that the runs which are there are those that the study would run now, on the same data.
 
     A preset may have changed with the version, or a text on the disk: such runs would be paired with others.
+
+    Args:
+        fingerprint: of the study's data.
+        own_texts: of what a condition is tuned on, where that is another text.
 
     Raises
     ------
@@ -103,6 +114,8 @@ def check_cells(spec: StudySpec, study_dir: Path, wanted: Iterable[Cell], finger
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         if environment["data"]["fingerprint"] != fingerprint:
             differing.append("its data")
+        if environment.get(TUNED_ON, {}).get("fingerprint") != own_texts.get(cell.condition):
+            differing.append("what it is tuned on")
         if differing:
             raise ValueError(
                 f"the run in {str(folder)!r} differs from what the study would run now in "

@@ -96,14 +96,14 @@ def run_study(
 def _train(study: Study, queue: Queue, place: Backend, observer: Observer) -> dict[str, float]:
     """Tune, then run every arm at its rate; returns the rates."""
     spec = study.spec
-    fingerprint = study.data.fingerprint
+    texts = study.data.fingerprint, {name: arm.tuned_on for name, arm in study.arms.items()}
     pretrain(spec, study.folder, place, observer)
-    check_cells(spec, study.folder, tuning_cells(spec), fingerprint)
+    check_cells(spec, study.folder, tuning_cells(spec), *texts)
     queue.all_of(tuning_cells(spec))
     chosen = choose_rates(spec, study.folder)
     wanted = cells(spec, chosen)
     queue.failures |= untuned(spec, chosen, queue.failures)
-    check_cells(spec, study.folder, wanted, fingerprint)
+    check_cells(spec, study.folder, wanted, *texts)
     queue.all_of(cell for cell in wanted if cell not in queue.failures)
     return chosen
 

@@ -35,8 +35,13 @@ def environment(data: PackedData) -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": torch.get_num_threads(),
-        "data": {"source": data.source, "fingerprint": data.fingerprint, "documents": data.num_documents},
+        "data": source_of(data),
     }
+
+
+def source_of(data: PackedData) -> dict[str, Any]:
+    """What a run's data is, and how it is known again."""
+    return {"source": data.source, "fingerprint": data.fingerprint, "documents": data.num_documents}
 
 
 def machine() -> dict[str, Any]:
