@@ -329,6 +329,12 @@ def all_layers_row_tables() -> str:
     return _on_texts(_read("toroidal_rows_all"), _toroidal("sweeps_all", "gpu-hidden"))
 
 
+def text_tables() -> str:
+    """All layers tuned on one text or another: on the study's own held-out text, and on others."""
+    study = _toroidal("sweeps_texts", "cpu")
+    return "\n\n".join([_sweep("sweeps_texts", "cpu"), _on_texts(_read("toroidal_rows_texts_cpu"), study)])
+
+
 def legacy_tables() -> str:
     """The reference's arithmetic, of an earlier run's models."""
     result = _read("toroidal_rows_legacy")
@@ -430,6 +436,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "all layers": all_layers_tables,
         "all layers, hidden states": hidden_tables,
         "all layers on texts": all_layers_row_tables,
+        "texts": text_tables,
     },
 }
 """The blocks of each page, by the name in their markers."""
