@@ -222,7 +222,7 @@ def test_cudnn_takes_heads_that_its_kernels_hold_with_the_distance(
     kind: Any, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiether.toroidal.attention.flash_takes", lambda query: True)
-    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr("aiether.toroidal.attention._HAS_CUDNN", True)
     chosen = ToroidalSettings(distance=kind)
 
     def query(size: int, device: str = "cuda") -> Any:
