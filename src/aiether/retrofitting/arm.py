@@ -83,8 +83,8 @@ def _changed(
     if arm.variant == "random_swap":
         _draw_anew(model, layers)
     retrofit(model, layers=layers, settings=settings)
-    batches, about = _batches(arm, config, text), "" if arm.dataset_path is None else text.fingerprint
-    return tune(model, batches, tuning_of(arm, config), state_dir=folder / "state", about=about)
+    batches = _batches(arm, config, text)
+    return tune(model, batches, tuning_of(arm, config), state_dir=folder / "state")
 
 
 def _layers(arm: ArmSettings, config: TrainConfig, model: Any, text: PackedData) -> tuple[int, ...]:

@@ -34,12 +34,9 @@ def transfer_loss(model: Any, ids_BT: Tensor, originals: Mapping[str, Tensor]) -
 
             stack.callback(layer.register_forward_hook(keep, with_kwargs=True).remove)
         model(input_ids=ids_BT, use_cache=False, logits_to_keep=1)
-    errors = []
-    for index, layer in enumerate(layers):
-        args, kwargs, expected = seen[index]
-        found = layer(*args, **kwargs)[0].float()
-        errors.append((found - expected.float()).square().mean() / expected.float().square().mean())
-    return torch.stack(errors).mean()
+    taught = [seen[index] for index in range(len(layers))]
+    now = [layer(*args, **kwargs)[0] for layer, (args, kwargs, _) in zip(layers, taught, strict=True)]
+    return relative_error([expected for _, _, expected in taught], now)
 
 
 def tuning_loss(
@@ -52,8 +49,8 @@ def tuning_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Next-token cross-entropy, and the divergence from the model as it was; both in nats per token.
 
-    Returns (1 - w) cross-entropy + w KL(before || now) + `hidden_weight` times `hidden_error`, and the three
-    by name, as far as they were computed.
+    Returns (1 - w) cross-entropy + w KL(before || now) + `hidden_weight` times `relative_error`, and the
+    three by name, as far as they were computed.
     """
     hidden = hidden_weight > 0
     now = model(input_ids=ids_BT, use_cache=False, output_hidden_states=hidden)
@@ -70,13 +67,13 @@ def tuning_loss(
         total, parts["divergence"] = total + kl_weight * divergence, divergence.detach()
     if hidden:
         first = min(model.config.toroidal["layers"]) + 1  # the embedding stands before the layers
-        error = hidden_error(before.hidden_states[first:], now.hidden_states[first:])
+        error = relative_error(before.hidden_states[first:], now.hidden_states[first:])
         total, parts["hidden"] = total + hidden_weight * error, error.detach()
     return total, parts
 
 
-def hidden_error(before: Sequence[Tensor], now: Sequence[Tensor]) -> Tensor:
-    """Squared error over squared size of hidden states (B, T, C), the mean over layers, float32 scalar."""
+def relative_error(before: Sequence[Tensor], now: Sequence[Tensor]) -> Tensor:
+    """Squared error over squared size of states (B, T, C), the mean over layers, float32 scalar."""
     errors = [
         (found.float() - expected.float()).square().mean() / expected.float().square().mean()
         for expected, found in zip(before, now, strict=True)

@@ -23,6 +23,9 @@ from .arms import Cell, cell_config, cells, check_alike, pretrain_config, retrof
 from .spec import Claims, StudySpec, check_form
 from .statistics import seeds_needed, smallest_p
 
+_Texts = dict[str | tuple[str, ...] | None, PackedData]
+"""What is tuned on, by its `dataset_path`; the study's own text is that of None."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -127,7 +130,8 @@ def check_arms(spec: StudySpec, configs: Mapping[str, TrainConfig], data: Packed
     ValueError
         For a claim that does not hold, or data with fewer validation windows than the study evaluates on.
     """
-    arms = {}
+    arms: dict[str, Arm] = {}
+    texts: _Texts = {None: data}
     for name, config in configs.items():
         _, validation = windows(config, data, max_steps=1)
         if len(validation) < spec.eval_windows:
@@ -141,19 +145,30 @@ def check_arms(spec: StudySpec, configs: Mapping[str, TrainConfig], data: Packed
                 "or the tokens' tokenizer, or take metric: eval_loss"
             )
         models = _with_torus(spec, name, config, shapes(config, data.vocab_size))
-        arms[name] = Arm(name, config, models, _own_text(spec, name, config, data))
+        arms[name] = Arm(name, config, models, _own_text(spec, name, config, texts))
     for name, arm in arms.items():
         check_claims(name, spec.all_conditions()[name].claims, arm, arms)
     return arms
 
 
-def _own_text(spec: StudySpec, condition: str, config: TrainConfig, data: PackedData) -> str | None:
-    """The fingerprint of what a conversion is tuned on, if that is another text; either is long enough."""
+def _own_text(spec: StudySpec, condition: str, config: TrainConfig, texts: _Texts) -> str | None:
+    """The fingerprint of what a conversion is tuned on, if that is another text than the study's.
+
+    Args:
+        texts: those that were read, each once; it is added where it is not among them.
+
+    Raises
+    ------
+    ValueError
+        For a text that cannot be used or is too short.
+    """
     if (given := retrofit_of(spec, condition)) is None:
         return None
     arm = arm_settings(given)
     try:
-        text = text_of(arm, config, data)
+        if arm.dataset_path not in texts:
+            texts[arm.dataset_path] = text_of(arm, config, texts[None])
+        text = texts[arm.dataset_path]
         windows_of(arm, config, text)
     except ValueError as error:
         raise ValueError(f"condition {condition}: {error}") from error
