@@ -78,6 +78,8 @@ def test_jobs_that_were_left_are_ended_and_the_study_goes_on_from_what_they_save
     assert saved is not None
 
     assert left.wait(0.1) == []  # it got further: submitted once more, and nobody needs to know
+    while not (run / "run.lock").exists():  # before, while it starts, submitit lets SIGTERM pass by
+        time.sleep(0.01)
     observer = Silent()
     spec = spec_from(content)
     result = run_study(spec, tmp_path, observer, backend=lambda threads: jobs_of(jobs, "debug"), threads=1)
