@@ -291,7 +291,12 @@ def prosqa_tables() -> str:
 
 def conversion_tables() -> str:
     """What each row of `toroidal_table` costs, beside its control, by windows and epochs."""
-    presets = {"gpu": "200 windows", "gpu-10-epochs": "200, ten epochs", "gpu-1000": "1,000 windows"}
+    presets = {
+        "gpu": "200 windows",
+        "gpu-10-epochs": "200, ten epochs",
+        "gpu-1000": "1,000 windows",
+        "gpu-texts": "200 of other texts",
+    }
     return _conversions(presets)
 
 
@@ -316,10 +321,11 @@ def _conversions(presets: Mapping[str, str]) -> str:
 def row_tables() -> str:
     """Perplexities of the kept models of `toroidal_table` on other texts."""
     return "\n\n".join(
-        f"After {count} windows:\n\n{_on_texts(_read(name), _toroidal('table', preset))}"
-        for count, name, preset in (
-            ("200", "toroidal_rows", "gpu"),
-            ("1,000", "toroidal_rows_1000", "gpu-1000"),
+        f"After {windows}:\n\n{_on_texts(_read(name), _toroidal('table', preset))}"
+        for windows, name, preset in (
+            ("200 windows", "toroidal_rows", "gpu"),
+            ("1,000 windows", "toroidal_rows_1000", "gpu-1000"),
+            ("200 windows of other texts", "toroidal_rows_200_texts", "gpu-texts"),
         )
     )
 
@@ -330,9 +336,17 @@ def all_layers_row_tables() -> str:
 
 
 def text_tables() -> str:
+    return _texts("gpu", "toroidal_rows_texts")
+
+
+def small_text_tables() -> str:
+    return _texts("cpu", "toroidal_rows_texts_cpu")
+
+
+def _texts(preset: str, rows: str) -> str:
     """All layers tuned on one text or another: on the study's own held-out text, and on others."""
-    study = _toroidal("sweeps_texts", "cpu")
-    return "\n\n".join([_sweep("sweeps_texts", "cpu"), _on_texts(_read("toroidal_rows_texts_cpu"), study)])
+    study = _toroidal("sweeps_texts", preset)
+    return "\n\n".join([_sweep("sweeps_texts", preset), _on_texts(_read(rows), study)])
 
 
 def legacy_tables() -> str:
@@ -437,6 +451,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "all layers, hidden states": hidden_tables,
         "all layers on texts": all_layers_row_tables,
         "texts": text_tables,
+        "small texts": small_text_tables,
     },
 }
 """The blocks of each page, by the name in their markers."""
