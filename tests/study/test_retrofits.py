@@ -290,6 +290,8 @@ def test_a_study_tunes_on_it_and_is_evaluated_on_its_own(
     assert records["own"][0]["eval_loss"] == records["torus"][0]["eval_loss"], "one held-out text for all"
     about = json.loads((folder / "cells/own/1-seed0/environment.json").read_text())
     assert about["tuned_on"]["source"] == str(own_text)
+    assert found["environment"]["tuned_on"] == [about["tuned_on"]["fingerprint"]]
+    assert found["study"]["shared"] == {name: content[name] for name in ("base", "pretrain", "retrofit")}
     assert "tuned_on" not in json.loads((folder / "cells/torus/1-seed0/environment.json").read_text())
     own_text.write_text(own_text.read_text() + "\nedited in place")
     with pytest.raises(ValueError, match=r"own/1-seed0' differs .* in what it is tuned on"):

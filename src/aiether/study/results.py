@@ -20,6 +20,8 @@ from .statistics import compare_planned, factorial, mean_interval, savings_verdi
 
 Row = dict[str, Any]
 COSTS = ("tokens", "flops", "seconds")
+SHARED = ("base", "pretrain", "retrofit")
+"""Parts of a specification that every condition has, unless it says otherwise."""
 
 
 def collect(
@@ -88,6 +90,7 @@ def _study(spec: StudySpec, command: str) -> Row:
         "eval_windows": spec.eval_windows,
         "declared": [asdict(each) for each in spec.planned()],
         "factors": {name: list(levels) for name, levels in spec.factors.items()},
+        "shared": {name: dict(value) for name in SHARED if (value := getattr(spec, name)) is not None},
         "command": command,
         "hash": spec_hash(spec),
     }
@@ -107,12 +110,14 @@ def environment_of(study_dir: Path, wanted: Sequence[Cell]) -> Row:
         values = sorted({str(each[key]) for each in read if each.get(key) is not None})
         return ", ".join(values) if values else None
 
+    tuned_on = sorted({each["tuned_on"]["fingerprint"] for each in read if each.get("tuned_on")})
     return {
         "commit": all_of("commit"),
         "source_modified": all_of("source_modified"),
         "versions": {name: all_of(name) for name in ("aiether", "python", "torch", "transformers")},
         "machine": {name: all_of(name) for name in ("processor", "platform", "threads")},
         "data": sorted({each["data"]["fingerprint"] for each in read}),
+        **({"tuned_on": tuned_on} if tuned_on else {}),
     }
 
 

@@ -118,6 +118,22 @@ def test_the_markdown_is_what_the_function_gives_and_its_tables_are_whole(whole_
     assert "| comparison | seeds | difference |" in text
 
 
+def test_what_all_arms_share_is_told_with_the_text_that_they_were_tuned_on(whole_study: Path) -> None:
+    results = json.loads((whole_study / "results.json").read_text(encoding="utf-8"))
+    assert "how it is converted" not in markdown_tables(results)
+    results["study"]["shared"] = {
+        "base": {"n_layer": 32, "dataset_path": "own"},
+        "pretrain": {"max_steps": 8000},
+        "retrofit": {"train_size": 200, "dataset_path": ["one", "other"]},
+    }
+    results["environment"]["tuned_on"] = ["d4fe46ff"]
+    text = markdown_tables(results)
+    assert "| settings of every run | n\\_layer 32, dataset\\_path own |" in text
+    assert "| the model that runs begin with, trained by | max\\_steps 8000 |" in text
+    assert "| how it is converted and tuned | train\\_size 200, dataset\\_path one, other |" in text
+    assert "| tuned\\_on | d4fe46ff |" in text
+
+
 def test_which_evaluation_counts_is_said(whole_study: Path) -> None:
     results = json.loads((whole_study / "results.json").read_text(encoding="utf-8"))
     last = "that of the last evaluation, in nats per token"

@@ -161,6 +161,7 @@ class Study:
     test: str
     eval_windows: float
     factors: Mapping[str, Any]
+    shared: Mapping[str, Any]  # settings that all conditions have: base, pretrain, retrofit
     command: str
     hash: str
     environment: Mapping[str, Any]
@@ -236,6 +237,7 @@ def parse_results(results: Any) -> Study:
         test=study.text("test", ""),
         eval_windows=study.number("eval_windows"),
         factors=study.mapping("factors"),
+        shared=study.mapping("shared"),
         command=study.text("command", ""),
         hash=study.text("hash", ""),
         environment=root.mapping("environment"),

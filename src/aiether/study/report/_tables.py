@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aiether.study.report import _words as words
@@ -318,7 +318,7 @@ def conditions(study: Study) -> Table:
     for name in study.conditions:
         arm = next(each for each in study.arms if each.condition == name)
         changed = ", ".join(f"{key} {value}" for key, value in settings(arm.settings))
-        rows.append((name, arm.about or fmt.NONE, changed or "the base as it is"))
+        rows.append((name, arm.about or fmt.NONE, changed or "what all share"))
     return Table("Conditions", Grid(("condition", "what it is", "settings"), tuple(rows)), look="prose")
 
 
@@ -385,7 +385,22 @@ def measured(study: Study) -> tuple[tuple[str, str], ...]:
         ("planned comparisons", _declared(study.declared)),
         ("specification", study.hash or fmt.NONE),
     ]
-    return (*rows, *((f"factor {name}", fmt.anything(levels)) for name, levels in study.factors.items()))
+    factors = ((f"factor {name}", fmt.anything(levels)) for name, levels in study.factors.items())
+    return (*rows, *factors, *_shared(study))
+
+
+_SHARED = {
+    "base": "settings of every run",
+    "pretrain": "the model that runs begin with, trained by",
+    "retrofit": "how it is converted and tuned",
+}
+
+
+def _shared(study: Study) -> Iterable[tuple[str, str]]:
+    """What conditions have in common where they do not say otherwise."""
+    for part, title in _SHARED.items():
+        if isinstance(values := study.shared.get(part), Mapping) and values:
+            yield title, ", ".join(f"{key} {value}" for key, value in settings(values))
 
 
 def _declared(pairs: Iterable[tuple[str, str]]) -> str:
