@@ -111,14 +111,15 @@ def test_a_study_trains_one_model_and_goes_on_where_it_stopped(
     rows = [json.loads(line) for line in (cell / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4, 5, 6, 6]
     assert rows[0]["eval_loss"] == pytest.approx(losses["untouched"][0], abs=1e-6), "it begins as it was"
-    told, swap, suggested = (
+    told, swap, suggested, adapters = (
         json.loads((folder / "cells" / name / "1-seed0/retrofit.json").read_text())
-        for name in ("torus", "swap", "suggested")
+        for name in ("torus", "swap", "suggested", "adapters")
     )
     assert (told["layers"], swap["layers"]) == ([0], [0, 1])
     assert len(suggested["layers"]) == 1
     assert swap["trained_parameters"] > 2 * 4 * 16 * 16 > told["trained_parameters"]
     assert told["terms"][0].startswith("layer 0: gate 0.50, lambda")
+    assert adapters["terms"] == ["layer 0: one platter, lambda 0.00 to 0.00"], "no gate, and so no torus"
     assert (folder / "base" / "final" / "model.safetensors").is_file()
     ids = torch.arange(20, 52)[None]
     base = AutoModelForCausalLM.from_pretrained(folder / "base/final").eval()

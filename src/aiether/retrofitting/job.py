@@ -130,19 +130,21 @@ def _check_backend(model: Any, job: RetrofitJob) -> None:
 
 
 def told_terms(model: Any) -> list[str]:
-    """The terms that training ended with, a line for each layer: a gate of 0 is no torus."""
+    """The terms that training ended with, a line for each layer: a gate of 0 is no torus.
+
+    One platter is the whole head, with or without a gate, so that none is told.
+    """
     lines = []
     for layer, terms in zip(model.config.toroidal["layers"], torus_terms(model), strict=True):
         with torch.no_grad():
             strength, cross = terms.strength(terms.lambda_shift), terms.cross()
             low, high = terms.token_bounds()
-        line = (
-            f"layer {layer}: gate {float(terms.progress) * terms.settings.gate:.2f}, lambda "
-            f"{strength.min():.2f} to {strength.max():.2f}"
-        )
+        split = terms.settings.platters > 1
+        gate = f"gate {float(terms.progress) * terms.settings.gate:.2f}" if split else "one platter"
+        line = f"layer {layer}: {gate}, lambda {strength.min():.2f} to {strength.max():.2f}"
         if terms.settings.token_lambda:
             line += f" (of any token {low.min():.2f} to {high.max():.2f})"
-        if terms.settings.platters > 1:
+        if split:
             line += f", cross {cross.min():.2f} to {cross.max():.2f}"
         lines.append(line)
     return lines
