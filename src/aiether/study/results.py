@@ -90,7 +90,7 @@ def _study(spec: StudySpec, command: str) -> Row:
         "eval_windows": spec.eval_windows,
         "declared": [asdict(each) for each in spec.planned()],
         "factors": {name: list(levels) for name, levels in spec.factors.items()},
-        "shared": {name: dict(value) for name in SHARED if (value := getattr(spec, name)) is not None},
+        "shared": {name: value for name, value in plain(spec).items() if name in SHARED},
         "command": command,
         "hash": spec_hash(spec),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from aiether.study.report import _words as words
 from aiether.study.report._results import Arm, AtCost, Cell, Contrast, Interval, Study
@@ -317,9 +318,12 @@ def conditions(study: Study) -> Table:
     rows = []
     for name in study.conditions:
         arm = next(each for each in study.arms if each.condition == name)
-        changed = ", ".join(f"{key} {value}" for key, value in settings(arm.settings))
-        rows.append((name, arm.about or fmt.NONE, changed or "what all share"))
+        rows.append((name, arm.about or fmt.NONE, _in_a_line(arm.settings) or "what all share"))
     return Table("Conditions", Grid(("condition", "what it is", "settings"), tuple(rows)), look="prose")
+
+
+def _in_a_line(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings(values))
 
 
 def growths(study: Study) -> Table:
@@ -400,7 +404,7 @@ def _shared(study: Study) -> Iterable[tuple[str, str]]:
     """What conditions have in common where they do not say otherwise."""
     for part, title in _SHARED.items():
         if isinstance(values := study.shared.get(part), Mapping) and values:
-            yield title, ", ".join(f"{key} {value}" for key, value in settings(values))
+            yield title, _in_a_line(values)
 
 
 def _declared(pairs: Iterable[tuple[str, str]]) -> str:
