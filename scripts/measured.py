@@ -296,6 +296,7 @@ def conversion_tables() -> str:
         "gpu-10-epochs": "200, ten epochs",
         "gpu-1000": "1,000 windows",
         "gpu-texts": "200 of other texts",
+        "gpu-1000-texts": "1,000 of other texts",
     }
     return _conversions(presets)
 
@@ -309,12 +310,16 @@ def _conversions(presets: Mapping[str, str]) -> str:
     titles = [f"{title} | perplexity" for title in presets.values()]
     lines = [f"| arm | against | {' | '.join(titles)} | FLOPs |", "|" + "---|" * (2 * len(presets) + 3)]
     for arm in studies[0]["arms"]:
-        rows = [_row(study["comparisons"], arm["condition"]) for study in studies if _compared(study, arm)]
-        if rows:
-            assert len({row["against"] for row in rows}) == 1, "one control for all columns"
-            cells = [f"{_gap(row)} | {math.exp(row['mean']):.3f}" for row in rows]
+        rows = [
+            _row(study["comparisons"], arm["condition"]) if _compared(study, arm) else None
+            for study in studies
+        ]
+        controls = {row["against"] for row in rows if row}
+        if controls:
+            assert len(controls) == 1, "one control for all columns"
+            cells = [f"{_gap(row)} | {math.exp(row['mean']):.3f}" if row else " | " for row in rows]
             flops = _flops(arm["flops_per_token"]["end"])
-            lines.append(f"| {_named(arm)} | {rows[0]['against']} | {' | '.join(cells)} | {flops} |")
+            lines.append(f"| {_named(arm)} | {controls.pop()} | {' | '.join(cells)} | {flops} |")
     return "\n".join(lines)
 
 
@@ -325,7 +330,9 @@ def row_tables() -> str:
         for windows, name, preset in (
             ("200 windows", "toroidal_rows", "gpu"),
             ("1,000 windows", "toroidal_rows_1000", "gpu-1000"),
+            ("5,000 windows", "toroidal_rows_5000", "gpu-5000-all"),
             ("200 windows of other texts", "toroidal_rows_200_texts", "gpu-texts"),
+            ("1,000 windows of other texts", "toroidal_rows_1000_texts", "gpu-1000-texts"),
         )
     )
 
@@ -337,6 +344,10 @@ def all_layers_row_tables() -> str:
 
 def text_tables() -> str:
     return _texts("gpu", "toroidal_rows_texts")
+
+
+def more_text_tables() -> str:
+    return _texts("gpu-most", "toroidal_rows_texts_most")
 
 
 def small_text_tables() -> str:
@@ -451,6 +462,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "all layers, hidden states": hidden_tables,
         "all layers on texts": all_layers_row_tables,
         "texts": text_tables,
+        "more texts": more_text_tables,
         "small texts": small_text_tables,
     },
 }
