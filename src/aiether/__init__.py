@@ -72,8 +72,14 @@ __all__ = [
 ]
 
 
+_PARTS = ("adaptive", "data", "evaluation", "geometry", "growth", "integrations", "retrofitting", "study")
+_PARTS += ("toroidal", "training")
+
+
 def __getattr__(name: str) -> Any:
     # Loaded when asked for: `aiether --help` should not wait for PyTorch.
+    if name in _PARTS:
+        return import_module(f"aiether.{name}")
     if name in _HOMES:
         return getattr(import_module(f"aiether.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'aiether' has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 import aiether
 from aiether.cli import main
 from aiether.compat import finetune_modern
+from aiether.retrofitting import job
 from aiether.retrofitting.inputs import RetrofitJob, load_base
 
 DOOR = Path(__file__).parents[2] / "scripts" / "finetune_modern.py"
@@ -146,6 +148,9 @@ def test_layers_are_compared_and_chosen(
         (("--output_dir", "x", "--layers", "0", "--platters", "3"), "does not divide"),
         (("--output_dir", "x", "--layers", "0", "--train_size", "60"), "the text has 60 windows"),
         (("--suggest_layers", "5"), "from 1 to 2"),
+        (("--output_dir", "x", "--layers", "0", "--suggest_layers", "1"), "are both given"),
+        (("--output_dir", "x", "--layers", "0", "--steps", "0", "--transfer_steps", "0"), "are both 0"),
+        (("--output_dir", "text.bin", "--layers", "0"), "which is a file"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_no_model(
@@ -163,6 +168,54 @@ def test_mistakes_are_one_line_and_leave_no_model(
     assert len([line for line in told if line.startswith("aiether retrofit:")]) == 1
     assert named in told[-1]
     assert not (tmp_path / "x" / "toroidal.json").exists()
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_model_is_never_overwritten_and_told_so_before_anything_is_read(
+    trust: bool, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = {path.name: path.read_bytes() for path in base.iterdir()}
+    for model, out in ((base, base), (base.parent / "other", base)):
+        shutil.copytree(base, base.parent / "other", dirs_exist_ok=True)
+        more = ["--trust_remote_code"] if trust else []
+        asked = words(model, tmp_path / "none.txt", "--layers", "0", "--output_dir", str(out), *more)
+        assert main(asked) == 2
+        assert "would be overwritten: choose another folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == held
+
+
+def test_bfloat16_of_a_float16_model_is_refused_before_anything_is_read(
+    base: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.float16).save_pretrained(tmp_path / "half")
+    out = ["--layers", "0", "--output_dir", str(tmp_path / "x"), "--bf16"]
+    assert main(words(tmp_path / "half", text, *out)) == 2
+    assert "cannot compute in bfloat16" in capsys.readouterr().err
+    asked = [
+        "evaluate",
+        str(tmp_path / "half"),
+        "--dataset_path",
+        str(text),
+        "--context_length",
+        "16",
+        "--bf16",
+    ]
+    assert main([*asked, "--device", "cpu"]) == 2
+    assert "cannot compute in bfloat16" in capsys.readouterr().err
+
+
+def test_killed_after_its_last_file_it_is_finished(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = shutil.rmtree
+    monkeypatch.setattr(
+        job.shutil, "rmtree", lambda *given, **options: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    out = ["--layers", "0", "--output_dir", str(tmp_path / "x"), *STEPS]
+    main(words(base, text, *out))
+    monkeypatch.setattr(job.shutil, "rmtree", kept)
+    assert (tmp_path / "x" / "retrofit.json").is_file()
+    assert main(words(base, text, *out)) == 2  # it holds a finished one
 
 
 NUMBERS = {

@@ -323,6 +323,30 @@ def test_checkpointing_learns_the_same() -> None:
     assert torch.allclose(*found, atol=1e-5)
 
 
+def test_layers_that_add_nothing_yet_are_tuned_too() -> None:
+    model = plain("llama")
+    with torch.no_grad():
+        model.model.layers[2].self_attn.o_proj.weight.zero_()
+    aiether.retrofit(model, layers=[0, 2], period=16)
+    tune(model, batch, QUICK)  # raises where a loss is not finite
+    assert logits(model).isfinite().all()
+
+
+def test_the_model_comes_back_as_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toroidal().train()
+    model.gradient_checkpointing_enable()
+    tune(model, batch, TuneConfig(**{**vars(QUICK), "gradient_checkpointing": True}))
+    assert model.training
+    assert model.is_gradient_checkpointing
+    model = toroidal().eval()
+    monkeypatch.setattr(
+        loop, "add_adapters", lambda *given, **options: (_ for _ in ()).throw(ValueError("peft"))
+    )
+    with pytest.raises(ValueError, match="peft"):
+        tune(model, batch, QUICK)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_a_loss_that_is_not_finite_stops() -> None:
     model = toroidal()
     with torch.no_grad():

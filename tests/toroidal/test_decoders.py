@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from tests.families import FAMILY_TABLE, FamilyCase
-from transformers import BertConfig, BertLMHeadModel, LlamaConfig
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, StaticCache
 from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3ForCausalLM
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaForSequenceClassification
@@ -171,6 +173,35 @@ def test_a_static_cache_decodes_the_same() -> None:
     assert torch.equal(*found)
 
 
+def sharp(**options: Any) -> Any:
+    """With scores that tell tokens apart, which a small model's do not before training."""
+    model = converted(**options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(8)
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
+@pytest.mark.parametrize("chunk", [1, 5, 12])
+def test_a_static_cache_is_filled_as_no_cache_would_see_it(name: str, chunk: int) -> None:
+    case = next(case for case in FAMILY_TABLE if case.name == name)
+    model, ids = sharp(case=case), tokens(2, 12)
+    with torch.no_grad():
+        expected = model(ids, use_cache=False).logits
+        cache = StaticCache(config=model.config, max_cache_len=24)
+        found = [
+            model(part, past_key_values=cache, use_cache=True).logits for part in ids.split(chunk, dim=1)
+        ]
+        changed = ids.clone()
+        changed[:, -1] = (ids[:, -1] + 1) % 32
+        cache = StaticCache(config=model.config, max_cache_len=24)
+        before = model(changed, past_key_values=cache, use_cache=True).logits[:, :-1]
+    torch.testing.assert_close(torch.cat(found, 1), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(before, expected[:, :-1], atol=2e-4, rtol=1e-4)
+
+
 def test_gradient_checkpointing_computes_the_same_gradients() -> None:
     model = converted().train()
     found = []
@@ -196,7 +227,12 @@ def test_only_the_named_layers_change() -> None:
     ("layers", "options", "named"),
     [
         ([2], {}, "from 0 to 1"),
-        ([], {}, "from 0 to 1"),
+        ([], {}, "several whole numbers"),
+        ("01", {}, "several whole numbers"),
+        ([0.0], {}, "several whole numbers"),
+        ([True], {}, "several whole numbers"),
+        (None, {}, "several whole numbers"),
+        ([0], {"settings": {"platters": 2}}, "ToroidalSettings are meant"),
         ([0, 0], {}, "once"),
         ([0], {"platters": 3}, "does not divide"),
         ([0], {"fusion_mode": "sum"}, "low_rank, attention, mean"),
@@ -205,7 +241,7 @@ def test_only_the_named_layers_change() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(
-    layers: list[int], options: dict[str, Any], named: str
+    layers: Any, options: dict[str, Any], named: str
 ) -> None:
     model = LLAMA.build(depth=2)
     kind, held = type(model), set(model.state_dict())
@@ -282,6 +318,8 @@ def test_progress_and_a_second_conversion_are_checked() -> None:
     model = converted()
     with pytest.raises(ValueError, match=r"progress is 1\.5"):
         set_progress(model, 1.5)
+    with pytest.raises(ValueError, match="progress is None"):
+        set_progress(model, None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="already"):
         aiether.retrofit(model, layers=[0])
     with pytest.raises(ValueError, match="no toroidal layer"):
@@ -457,3 +495,67 @@ def test_shuffled_places_are_refused_where_a_cache_does_not_know_them() -> None:
 def test_settings_of_another_type_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .* is meant|are meant"):
         ToroidalSettings(**wrong)
+
+
+def test_another_model_of_the_same_configuration_stays_plain() -> None:
+    first = LLAMA.build(depth=2)
+    second = type(first)(first.config)
+    held = first.config.to_dict()
+    set_progress(aiether.retrofit(first, layers=[0]), 1.0)
+    assert second.config.to_dict() == held
+    assert second.config._attn_implementation == "sdpa"
+    aiether.retrofit(second, layers=[1])
+    restore(first)
+    set_progress(second, 0.5)
+    assert second.config.toroidal["layers"] == [1]  # type: ignore[attr-defined]
+
+
+def test_shuffled_places_leave_each_packed_document_its_own_sinks() -> None:
+    ids = tokens(1, 40)
+    places = torch.cat([torch.arange(20), torch.arange(20)])[None]
+    options = {"period": 10, "shuffled": True, "platters": 1, "lambda_range": 1.0, "token_lambda": False}
+    found = []
+    for strength in (0.0, 8.0):
+        model = sharp(lambda_distance=strength, **options)
+        with torch.no_grad():
+            found.append(model(ids, position_ids=places, use_cache=False).logits[0])
+    moved = (found[0] - found[1]).abs().amax(-1)
+    assert moved[:4].max() < 1e-4  # sinks alone
+    assert moved[20:24].max() < 1e-4
+    assert moved[8:20].max() > 1e-2
+    assert moved[28:].max() > 1e-2
+
+
+def test_attention_to_later_tokens_cannot_be_asked_for() -> None:
+    with pytest.raises(ValueError, match="is_causal=False"):
+        converted()(tokens(), is_causal=False)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "named"),
+    [
+        ((12, 4), {"platters": 1}, "pairs of dimensions"),
+        ((32, 0), {}, "num_heads is 0"),
+        ((32, 4), {"num_key_value_heads": 0}, "num_key_value_heads is 0"),
+        ((32, 4), {"dropout": float("nan")}, "dropout is nan"),
+        ((32, 4), {"dropout": 1.0}, "dropout is 1.0"),
+    ],
+)
+def test_modules_that_cannot_be_are_refused(
+    sizes: tuple[int, int], options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named):
+        ToroidalAttention(*sizes, **options)
+
+
+def test_inputs_that_cannot_be_are_refused() -> None:
+    module = ToroidalAttention(32, 4)
+    with pytest.raises(ValueError, match="no token"):
+        module(torch.randn(2, 0, 32))
+    with pytest.raises(ValueError, match=r"torch\.int64"):
+        module(torch.randn(2, 3, 32), torch.ones(2, 3, dtype=torch.long))
+
+
+def test_parts_of_the_package_are_there_when_asked_for() -> None:
+    asked = "import aiether; aiether.toroidal.ToroidalAttention; aiether.evaluation.sum_losses"
+    subprocess.run([sys.executable, "-c", asked], check=True)

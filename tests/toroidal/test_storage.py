@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors import safe_open
 from tests.families import FAMILY_TABLE
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaForSequenceClassification
 
 import aiether
 from aiether.toroidal import set_progress, torus_terms
@@ -234,3 +236,77 @@ def test_folders_that_hold_something_else_are_refused(base: Path, tmp_path: Path
         aiether.load(base)
     with pytest.raises(ValueError, match="holds no model"):
         aiether.load(tmp_path / "nowhere")
+
+
+def test_a_base_is_compared_in_its_own_type_whatever_is_asked_for(base: Path, tmp_path: Path) -> None:
+    retrofitted(base).save_pretrained(tmp_path / "torus")
+    assert aiether.load(tmp_path / "torus", dtype=torch.bfloat16).dtype == torch.bfloat16
+    LLAMA.build(depth=2, seed=1).save_pretrained(base)
+    for dtype in (torch.bfloat16, "float16", "auto"):
+        with pytest.raises(ValueError, match="another fingerprint"):
+            aiether.load(tmp_path / "torus", dtype=dtype)
+
+
+def test_settings_of_the_model_come_back_with_its_differences(base: Path, tmp_path: Path) -> None:
+    rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    model: Any = AutoModelForCausalLM.from_pretrained(base, rope_parameters=rope, rms_norm_eps=1e-2)
+    set_progress(aiether.retrofit(model, layers=[1], period=16), 1.0)
+    model.save_pretrained(tmp_path / "torus")
+    assert equal(model, aiether.load(tmp_path / "torus"))
+    assert aiether.load(tmp_path / "torus", rms_norm_eps=1e-5).config.rms_norm_eps == 1e-5  # type: ignore[attr-defined]
+
+
+def test_other_shapes_and_further_tensors_are_no_differences(base: Path, tmp_path: Path) -> None:
+    model = retrofitted(base)
+    model.resize_token_embeddings(50)
+    with pytest.raises(ValueError, match=r"\(50, .* whole=True"):
+        model.save_pretrained(tmp_path / "torus")
+    model.save_pretrained(tmp_path / "whole", whole=True)
+    assert equal(model, aiether.load(tmp_path / "whole"))
+    model = retrofitted(base)
+    model.register_buffer("further", torch.ones(2))
+    with pytest.raises(ValueError, match="further"):
+        model.save_pretrained(tmp_path / "torus")
+    assert not (tmp_path / "torus").exists()
+
+
+def test_a_model_with_another_head_is_stored_whole_and_keeps_it(base: Path, tmp_path: Path) -> None:
+    model: Any = LlamaForSequenceClassification.from_pretrained(base, num_labels=3)
+    model.config.pad_token_id = 0
+    set_progress(aiether.retrofit(model, layers=[0], period=16), 1.0)
+    with pytest.raises(ValueError, match="no model for causal language modelling"):
+        model.save_pretrained(tmp_path / "torus", whole=False)
+    model.save_pretrained(tmp_path / "torus")
+    assert equal(model, aiether.load(tmp_path / "torus"))
+
+
+def test_damaged_folders_and_lost_bases_are_told(base: Path, tmp_path: Path) -> None:
+    model = retrofitted(base)
+    model.save_pretrained(tmp_path / "torus")
+    record = (tmp_path / "torus" / "toroidal.json").read_text()
+    (tmp_path / "torus" / "toroidal.json").write_text(record[:50])
+    with pytest.raises(ValueError, match="torus is damaged"):
+        aiether.load(tmp_path / "torus")
+    (tmp_path / "torus" / "toroidal.json").write_text(record)
+    (tmp_path / "torus" / "toroidal.safetensors").unlink()
+    with pytest.raises(ValueError, match="torus is damaged"):
+        aiether.load(tmp_path / "torus")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="cannot be loaded: give its present place"):
+        model.save_pretrained(tmp_path / "again")
+    model.save_pretrained(tmp_path / "again", base=str(tmp_path / "moved"))
+    assert equal(model, aiether.load(tmp_path / "again"))
+
+
+def test_a_whole_model_leaves_no_differences_behind(base: Path, tmp_path: Path) -> None:
+    model = retrofitted(base)
+    model.save_pretrained(tmp_path / "torus")
+    model.save_pretrained(tmp_path / "torus", whole=True)
+    assert not list((tmp_path / "torus").glob("toroidal.*"))
+
+
+def test_terms_that_a_checkpoint_lacks_begin_where_the_configuration_says(base: Path) -> None:
+    model = retrofitted(base)
+    again = type(model).from_pretrained(base, config=copy.deepcopy(model.config))
+    assert [float(terms.progress) for terms in torus_terms(again)] == [0.5]
+    assert all(terms.active and not terms.lambda_shift.any() for terms in torus_terms(again))

@@ -99,14 +99,25 @@ def sum_losses(
     Raises
     ------
     ValueError
-        For no window, and for a loss that is NaN.
+        For no window, for a loss that is NaN, and where the device cannot compute the model in bfloat16.
     """
+    check_bf16(model, bf16)
     forward, device, adder = Forward(model), device_of(model), LossAdder("loss")
     with evaluating(model), products(device, bf16):
         for ids, counted in batches(windows, batch_size):
             there = ids.to(device)
             adder.add(token_losses(forward(there), there), counted)
     return adder.sums()
+
+
+def check_bf16(model: nn.Module, bf16: bool) -> None:
+    """Raises ValueError for bfloat16 of a model in float16 on a CPU, whose norms cannot mix the two."""
+    halves = bf16 and any(p.dtype is torch.float16 for p in model.parameters())
+    if halves and device_of(model).type == "cpu":
+        raise ValueError(
+            "bf16 is asked for, and the model is in float16, whose norms a CPU cannot compute in bfloat16: "
+            "leave bf16 out, or load the model in another type"
+        )
 
 
 def products(device: torch.device, bf16: bool) -> AbstractContextManager[Any]:

@@ -58,6 +58,8 @@ class TuneConfig:
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least {least}")
+        if self.all_steps == 0:
+            raise ValueError("steps and transfer_steps are both 0: nothing would learn; give one of them")
         for name in ("ramp", "warmup", "kl_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: a share from 0 to 1 is meant")

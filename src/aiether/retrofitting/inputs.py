@@ -61,6 +61,8 @@ class RetrofitJob:
                 raise ValueError(
                     f"{name} is {value}: it must be at least {least}; leave it out for the default"
                 )
+        if self.layers is not None and self.suggest_layers is not None:
+            raise ValueError("layers and suggest_layers are both given: name the layers, or have them chosen")
         if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise ValueError(
                 f"epochs is {self.epochs}: it must be greater than 0; leave it out to count in steps"

@@ -20,13 +20,14 @@ from aiether.integrations import hold, without_progress_bars, write_json
 from aiether.toroidal import Places, attention_modules, check_conversion, retrofit, torus_terms
 from aiether.toroidal.architecture import head_dim_of
 from aiether.toroidal.attention import choose_backend
+from aiether.toroidal.storage import RECORD
 from aiether.training._format import duration
 from aiether.training.evaluate import check_ids
 from aiether.training.halting import copy_tokenizer
 
 from .config import TuneConfig
 from .inputs import RetrofitJob, TextWindows, load_base, read_windows
-from .loop import Tuned, tune
+from .loop import Tuned, computed_in, tune
 from .memory import MemoryEstimate, estimate_memory
 from .order import shuffled
 from .suggest import compare
@@ -82,20 +83,20 @@ def run_retrofit(
         else, too little text, and losses that are not finite.
     """
     say, folder = progress or silent, Path(job.output_dir)
-    if (folder / SUMMARY).is_file():
-        raise ValueError(f"{str(folder)!r} holds a finished retrofit: choose another folder (--output_dir)")
+    _check_folder(job, folder)
     model = load_base(job)
     check_conversion(model, job.layers, job.settings)
     _check_backend(model, job)
+    computed_in(model, job.tuning)
     text = read_windows(job, model, say)
     tuning = _steps(job, len(text.train))
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder):
         before = _loss(model, text, tuning, say)
         layers = job.layers if job.layers is not None else compare(job, model, text, say).chosen
+        memory = estimate_memory(model, layers, job.settings, tuning, text.length)
         torch.manual_seed(tuning.seed)  # fusion is drawn
         retrofit(model, layers=layers, settings=job.settings)
-        memory = estimate_memory(model, layers, job.settings, tuning, text.length)
         if tell is not None:
             tell(f"tuning needs about {memory}")
         told_apart = f"{text.fingerprint()} {before:.4f}"  # the loss tells models apart
@@ -115,14 +116,33 @@ def run_retrofit(
         with without_progress_bars():
             model.save_pretrained(folder, whole=True if job.trust_remote_code else None)
         copy_tokenizer(job.model, Path(job.weights), job.tokenizer, folder)
+        _write_summary(folder, found, tuned)  # from here on it is finished
         shutil.rmtree(folder / STATE, ignore_errors=True)
-        _write_summary(folder, found, tuned)
     return found
+
+
+def _check_folder(job: RetrofitJob, folder: Path) -> None:
+    """Raises ValueError for a folder that cannot become or is not an unfinished retrofit of this job."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir is {str(folder)!r}, which is a file: name a folder")
+    if (folder / SUMMARY).is_file():
+        raise ValueError(f"{str(folder)!r} holds a finished retrofit: choose another folder (--output_dir)")
+    same = any(
+        Path(each).is_dir() and folder.resolve() == Path(each).resolve() for each in (job.model, job.weights)
+    )
+    begun = job.trust_remote_code and (folder / STATE).is_dir()  # whole models are written then
+    whole, differing = (folder / "config.json").is_file(), (folder / RECORD).is_file()
+    if same or (whole and not begun) or (differing and not (folder / STATE).is_dir()):
+        raise ValueError(
+            f"{str(folder)!r} holds {'the' if same else 'a'} model, which would be overwritten: choose "
+            "another folder (--output_dir)"
+        )
 
 
 def _check_backend(model: Any, job: RetrofitJob) -> None:
     """Raises ValueError where the kernels that are asked for cannot compute this, before a text is read."""
-    heads, size = model.config.num_attention_heads, head_dim_of(attention_modules(model, [0])[0])
+    first = job.layers[0] if job.layers else 0
+    heads, size = model.config.num_attention_heads, head_dim_of(attention_modules(model, [first])[0])
     dtype = torch.bfloat16 if job.tuning.bf16 else model.dtype
     query = torch.empty(1, heads, 1, size, dtype=dtype, device=model.device)
     order = torch.zeros(1, dtype=torch.long, device=model.device)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from aiether.evaluation.loss import check_bf16
 from aiether.integrations import sync_file, write_json
 from aiether.toroidal import attention_modules, set_progress, torus_terms
 from aiether.toroidal.storage import main_dtype
@@ -105,7 +106,7 @@ class _Loop:
                 "first (merge_and_unload)"
             )
         torch.manual_seed(config.seed)
-        self.computed_in = _computed_in(model, config)
+        self.computed_in = computed_in(model, config)
         self.scaler = torch.amp.GradScaler(
             model.device.type,
             init_scale=_FIRST_SCALE,
@@ -115,10 +116,11 @@ class _Loop:
         self.required = {name: p.requires_grad for name, p in model.named_parameters()}
         self.stored: dict[str, torch.dtype] = {}
         self.originals: dict[str, Tensor] = {}
-        model.requires_grad_(False)
+        self.training, self.checkpointed = model.training, model.is_gradient_checkpointing
         layers = model.config.toroidal["layers"]
         if config.tune == "lora":
             add_adapters(model, layers, rank=config.lora_rank, alpha=config.lora_alpha)
+        model.requires_grad_(False)
         terms = {id(p) for each in torus_terms(model) for p in each.parameters()}
         beside = {id(p) for p in self._beside(layers)} - terms
         self.trained: dict[str, Tensor] = {}
@@ -210,9 +212,9 @@ class _Loop:
                 parameter.data = parameter.data.to(self.stored[name])
             parameter.requires_grad_(self.required.get(name, True))
             parameter.grad = None
-        if self.config.gradient_checkpointing:
+        if self.config.gradient_checkpointing and not self.checkpointed:
             _switch(self.model, "disable")
-        self.model.eval()
+        self.model.train(self.training)
 
     def save(self, folder: Path, tuned: Tuned, step: int) -> None:
         """Trained tensors, moments and the random state under a new name; then the record that names it."""
@@ -280,14 +282,10 @@ class _Loop:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _computed_in(model: Any, config: TuneConfig) -> torch.dtype | None:
+def computed_in(model: Any, config: TuneConfig) -> torch.dtype | None:
     """The type of autocast: bfloat16 where it is asked for, else that of most of a half model's numbers."""
     main = main_dtype(dict(model.named_parameters()))
-    if config.bf16 and main is torch.float16 and model.device.type == "cpu":
-        raise ValueError(
-            "bf16 is asked for, and the model is in float16, whose norms a CPU cannot compute in bfloat16: "
-            "leave bf16 out, or load the model in another type"
-        )
+    check_bf16(model, config.bf16)
     if config.bf16:
         return torch.bfloat16
     return main if main in (torch.float16, torch.bfloat16) else None

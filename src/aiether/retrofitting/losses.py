@@ -73,11 +73,15 @@ def tuning_loss(
 
 
 def relative_error(before: Sequence[Tensor], now: Sequence[Tensor]) -> Tensor:
-    """Squared error over squared size of states (B, T, C), the mean over layers, float32 scalar."""
-    errors = [
-        (found.float() - expected.float()).square().mean() / expected.float().square().mean()
-        for expected, found in zip(before, now, strict=True)
-    ]
+    """Squared error over squared size of states (B, T, C), the mean over layers, float32 scalar.
+
+    States that were all 0, as of layers that growth has just added, are compared by their error alone.
+    """
+    errors = []
+    for expected, found in zip(before, now, strict=True):
+        size = expected.float().square().mean()
+        error = (found.float() - expected.float()).square().mean()
+        errors.append(error / torch.where(size > 0, size, 1))
     return torch.stack(errors).mean()
 
 

@@ -22,13 +22,14 @@ def attention_modules(model: nn.Module, layers: Sequence[int]) -> list[Any]:
     found: dict[int, list[Any]] = {}
     for module in model.modules():
         index = getattr(module, "layer_idx", None)
-        if isinstance(index, int) and "Attention" in type(module).__name__:
+        if isinstance(index, int) and "Attention" in type(module).__name__ and hasattr(module, "config"):
             found.setdefault(index, []).append(module)
     missing = [index for index in layers if len(found.get(index, ())) != 1]
     if missing:
+        there = sorted(index for index, modules in found.items() if len(modules) == 1)
         raise ValueError(
             f"{type(model).__name__} has no single attention module in the layers {missing}: toroidal "
-            "attention does not work on this architecture"
+            f"attention works {f'in {there} alone' if there else 'not on this architecture'}"
         )
     return [found[index][0] for index in layers]
 
@@ -77,6 +78,7 @@ def _depth(model: PreTrainedModel) -> int:
 
 def check_architecture(model: PreTrainedModel) -> None:
     """Raises ValueError if the model's attention cannot be taken over."""
+    check_in_memory(model)
     config: Any = model.config
     reasons = {
         "it attends to later tokens (is_causal)": not _is_causal(model),
@@ -84,11 +86,11 @@ def check_architecture(model: PreTrainedModel) -> None:
             getattr(config, name, None) for name in ("kv_lora_rank", "v_head_dim")
         ),
         "it has an encoder": config.is_encoder_decoder or getattr(config, "add_cross_attention", False),
-        "its attention is not called through transformers' attention interface": (
-            not model._supports_attention_backend or not model._supports_sdpa
-        ),
         "its scores are capped (attn_logit_softcapping)": bool(
             getattr(config, "attn_logit_softcapping", None)
+        ),
+        "its attention is not called through transformers' attention interface": (
+            not model._supports_attention_backend or not model._supports_sdpa
         ),
         "it upcasts or reorders its scores (reorder_and_upcast_attn)": bool(
             getattr(config, "reorder_and_upcast_attn", False)
@@ -100,6 +102,15 @@ def check_architecture(model: PreTrainedModel) -> None:
                 f"toroidal attention does not work on {type(model).__name__}: {reason}; take another "
                 "architecture"
             )
+
+
+def check_in_memory(model: PreTrainedModel) -> None:
+    """Raises ValueError if weights are offloaded: they would be neither compared nor beside their terms."""
+    if getattr(model, "hf_device_map", None) and any(p.is_meta for p in model.parameters()):
+        raise ValueError(
+            f"weights of the {type(model).__name__} are offloaded (device_map): toroidal attention needs "
+            "them in memory; load the model without offloading, or in a smaller type (dtype)"
+        )
 
 
 def _is_causal(model: PreTrainedModel) -> bool:

@@ -45,6 +45,7 @@ class Places:
     first: int64 (B, N), the place at which a query's document begins, from which its sinks are counted, where
         rows hold several documents. None: sinks are the keys at places below their number.
     bias: broadcast to (B, H, N, M), what a mask adds to scores; None: nothing.
+    counted: as `key`, by which sinks are counted from `first`; None: by `key`.
     """
 
     query: Tensor
@@ -54,6 +55,7 @@ class Places:
     known_by: Hashable = None
     first: Tensor | None = None
     bias: Tensor | None = None
+    counted: Tensor | None = None
 
 
 def toroidal_attention(
@@ -107,7 +109,7 @@ def attend_pairs(
         query, key = (
             shuffled_places(each, settings.period, settings.sinks) for each in (places.query, places.key)
         )
-        places = replace(places, query=query, key=key)
+        places = replace(places, query=query, key=key, counted=places.key)
     if backend == "flash":
         pairs_BPNX, key_BGMX = _with_waves(
             pairs_BPNX, key_BGMX, value_BGMX.shape[-1], lambda_BPN, settings, places, scale
@@ -290,6 +292,7 @@ def _eager(
     shared = pairs_BPNX.shape[1] // key_BGMX.shape[1]
     keys, values = (each.repeat_interleave(shared, dim=1) for each in (key_BGMX, value_BGMX))
     query_places, key_places = (each if each.ndim == 2 else each[None] for each in (places.query, places.key))
+    counted = key_places if places.counted is None else places.counted
     order = torch.arange(key_BGMX.shape[2], device=key_BGMX.device)
 
     def for_pairs(of_heads: Tensor) -> Tensor:
@@ -303,7 +306,7 @@ def _eager(
     def sink_of(first: int, last: int) -> Tensor:  # (B, 1 or queries, M)
         if places.first is None:
             return (key_places < settings.sinks)[:, None]
-        return key_places[:, None] - places.first[:, first:last, None] < settings.sinks
+        return counted[:, None] - places.first[:, first:last, None] < settings.sinks
 
     def allowed(first: int, last: int) -> Tensor:
         seen = (order <= order[first:last, None]) if places.causal else torch.ones_like(order) > 0

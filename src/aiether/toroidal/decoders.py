@@ -7,9 +7,11 @@ same name: without one transformers passes no mask, and a model would see the fu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.initialization import guard_torch_init_functions
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -66,8 +69,14 @@ def retrofit(
     ValueError
         If a layer is named that there is not, the platters do not fit its heads, or the architecture's
         attention cannot be taken over.
+
+    Notes
+    -----
+    Plain attention, also of the other layers, is computed by SDPA, as transformers does by default: a model
+    that did so too computes bit by bit what it did, another up to rounding. At progress 0 the terms have no
+    part in what is computed, and so no gradients: to train them, set progress above 0 before.
     """
-    settings, layers = settings_of(settings, options), [int(layer) for layer in layers]
+    settings, layers = settings_of(settings, options), _whole_numbers(layers)
     if not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"the model is a {type(model).__name__}: give a model of transformers, a peft model as its own "
@@ -80,6 +89,7 @@ def retrofit(
     made = [(attention, _terms(attention, settings)) for attention in attention_modules(model, layers)]
     for attention, terms in made:
         _attach(attention, terms)
+    _give_own_config(model)
     before = model.config._attn_implementation
     model.set_attn_implementation(IMPLEMENTATION)
     model.config.__class__ = config_class
@@ -89,6 +99,23 @@ def retrofit(
     model._attention_before = before  # type: ignore[assignment]
     model._made_of = model.config._name_or_path  # type: ignore[assignment]
     return model
+
+
+def _give_own_config(model: PreTrainedModel) -> None:
+    """Other models may be made of the same configuration, which is about to change."""
+    shared = model.config
+    own = copy.deepcopy(shared)
+    for module in model.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own  # type: ignore[assignment]
+
+
+def _whole_numbers(layers: Any) -> list[int]:
+    """Raises ValueError for anything but several whole numbers; strings and truth values are none."""
+    given = [] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
+    if not given or any(isinstance(n, bool) or not isinstance(n, Integral) for n in given):
+        raise ValueError(f"layers is {layers!r}: several whole numbers are meant, as [0, 16]")
+    return [int(number) for number in given]
 
 
 def restore(model: PreTrainedModel) -> PreTrainedModel:
@@ -176,7 +203,11 @@ class ToroidalDecoder:
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         config._attn_implementation = IMPLEMENTATION
-        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        kind, config.__class__ = type(config), _plain_class(type(self)).config_class
+        try:  # within a model with another head transformers asks by the configuration's class for its body
+            super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
+        finally:
+            config.__class__ = kind
         held = dict(config.toroidal)
         layers, progress, _ = held.pop("layers"), held.pop("progress"), held.pop("base", None)
         settings = ToroidalSettings(**held)
@@ -205,8 +236,8 @@ class ToroidalDecoder:
         Args:
             is_main_process: as transformers has it; differences are written by the main process alone.
             whole: everything, as transformers does. None: where the base is not known, as of a model that
-                was loaded as a whole, and where the caller brings a state of its own, as the Trainer's
-                checkpoints do.
+                was loaded as a whole, where the caller brings a state of its own, as the Trainer's
+                checkpoints do, and where the model is none for causal language modelling.
             base: folder or name of the base model; None: where the model was loaded from.
             kwargs: further ones of transformers, for the whole model.
 
@@ -220,6 +251,13 @@ class ToroidalDecoder:
         stored = {"progress": _progress_of(self), "backend": "auto"}  # type: ignore[arg-type]
         self.config.toroidal = {**self.config.toroidal, **stored}
         known = base or self.config.toroidal.get("base") or self._made_of
+        if not _is_causal_lm(_plain_class(type(self))):
+            if whole is False or base:
+                raise ValueError(
+                    f"{type(self).__name__} is no model for causal language modelling, which alone are "
+                    "stored as what differs: leave whole and base out to save the whole model"
+                )
+            whole = True
         try:
             if whole or (whole is None and (not known or "state_dict" in kwargs)):
                 if is_main_process:
@@ -250,11 +288,13 @@ class ToroidalDecoder:
         finally:
             del self.save_pretrained
 
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, TorusTerms):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)  # type: ignore[misc]
+    def initialize_weights(self) -> None:
+        """Of what a checkpoint lacks: transformers would ask the model's body, which knows no terms."""
+        with torch.no_grad(), guard_torch_init_functions():  # what was loaded is left alone
+            for terms in torus_terms(self):  # type: ignore[arg-type]
+                terms.reset_parameters()
+                nn.init.constant_(terms.progress, self.config.toroidal["progress"])
+        super().initialize_weights()  # type: ignore[misc]
 
 
 def _terms(attention: Any, settings: ToroidalSettings) -> TorusTerms:
@@ -321,12 +361,23 @@ def _toroidal_classes(
         },
     )
     AutoConfig.register(model_type, config_class, exist_ok=True)
-    if plain in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[plain] is model_class:
+    if _is_causal_lm(model_class):
         AutoModelForCausalLM.register(config_class, toroidal_class, exist_ok=True)
     renamed = get_checkpoint_conversion_mapping(plain.model_type)
     if renamed is not None:
         register_checkpoint_conversion_mapping(model_type, renamed, overwrite=True)
     return toroidal_class, config_class
+
+
+def toroidal_class_of(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The toroidal form of a model's class, as transformers' Auto classes know it from then on."""
+    return _toroidal_classes(model_class)[0]
+
+
+def _is_causal_lm(model_class: Any) -> bool:
+    """Whether it is what transformers' AutoModelForCausalLM takes for its configuration."""
+    plain = model_class.config_class
+    return plain in MODEL_FOR_CAUSAL_LM_MAPPING and MODEL_FOR_CAUSAL_LM_MAPPING[plain] is model_class
 
 
 def register_toroidal(model_type: object) -> bool:
@@ -373,6 +424,11 @@ def _attention_forward(
             f"{type(module).__name__} has queries of {query.shape[-1]} and values of {value.shape[-1]} "
             f"dimensions in heads of {terms.head_dim}: toroidal attention does not work on this architecture"
         )
+    if is_causal is False:
+        raise ValueError("is_causal=False: toroidal layers of a decoder see no later token; leave it out")
+    if attention_mask is None and 1 < query.shape[2] < key.shape[2]:
+        # A static cache that was empty: by transformers' rule the queries are its first tokens.
+        key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]
     platters = toroidal_attention(
         query,
         key,
@@ -387,7 +443,7 @@ def _attention_forward(
 
 
 def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.device) -> Places:
-    """Where queries and keys stand. Without a mask the queries are the last tokens, causal among themselves.
+    """Where queries and keys stand. Without a mask they are the same tokens, or the query is the last key.
 
     With one, a token stands at the last key that it may see, its own. Keys that nobody sees, as padding on
     the left or between turns, have no place. Sinks are the first keys that a token sees, if a document

@@ -27,7 +27,8 @@ class ToroidalAttention(nn.Module):
     Raises
     ------
     ValueError
-        For settings that do not fit the heads.
+        For sizes that do not fit each other, a dropout that is no probability, and settings that do not fit
+        the heads.
     """
 
     turns: Tensor
@@ -48,6 +49,13 @@ class ToroidalAttention(nn.Module):
         super().__init__()
         settings = settings_of(settings, options)
         groups = num_heads if num_key_value_heads is None else num_key_value_heads
+        for name, count in (
+            ("hidden_size", hidden_size), ("num_heads", num_heads), ("num_key_value_heads", groups),
+        ):  # fmt: skip
+            if count < 1:
+                raise ValueError(f"{name} is {count}: it must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}: a probability from 0 to below 1 is meant")
         if hidden_size % num_heads or num_heads % groups:
             raise ValueError(
                 f"num_heads {num_heads} must divide hidden_size {hidden_size}, and num_key_value_heads "
@@ -56,6 +64,11 @@ class ToroidalAttention(nn.Module):
         if rotary not in ("ring", None):
             raise ValueError(f"rotary is {rotary!r}: choose 'ring' or None")
         self.head_dim = hidden_size // num_heads
+        if rotary is not None and self.head_dim % 2:
+            raise ValueError(
+                f"rotary={rotary!r} turns pairs of dimensions, and a head has {self.head_dim}: choose "
+                "another num_heads, or rotary=None"
+            )
         self.causal, self.rotary, self.dropout = causal, rotary, dropout
         self.q_proj = nn.Linear(hidden_size, hidden_size, bias=bias)
         self.k_proj = nn.Linear(hidden_size, groups * self.head_dim, bias=bias)
@@ -77,7 +90,16 @@ class ToroidalAttention(nn.Module):
 
         Places are counted from the first token that is no padding. Within `aiether.toroidal.sharded` the
         tokens are this rank's share of a longer sequence, without padding.
+
+        Raises
+        ------
+        ValueError
+            If there are no tokens, or `present_BN` is not of type bool.
         """
+        if not hidden_BNC.shape[1]:
+            raise ValueError(f"hidden_BNC is {tuple(hidden_BNC.shape)}: there is no token to attend")
+        if present_BN is not None and present_BN.dtype is not torch.bool:
+            raise ValueError(f"present_BN is of type {present_BN.dtype}: give present_BN.bool()")
         query, key, value = (
             projected.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projected in (self.q_proj(hidden_BNC), self.k_proj(hidden_BNC), self.v_proj(hidden_BNC))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .distance import in_ring_window, platter_distance, ring_distance
+from .distance import in_ring_window, platter_distance, ring_distance, shuffled_places
 from .rotary import turn_between
 from .settings import ToroidalSettings
 from .terms import Terms
@@ -39,10 +39,14 @@ def reference_attention(
     """
     platters = settings.platters
     size = query_BHNX.shape[-1] // platters
-    steps_BNM = query_places[..., :, None] - key_places[..., None, :]
-    sink_BNM = (key_places < settings.sinks)[..., None, :].expand(steps_BNM.shape)
+    sink_BNM = (key_places < settings.sinks)[..., None, :].expand(*query_places.shape, key_places.shape[-1])
     if first is not None:
         sink_BNM = key_places[..., None, :] - first[..., None] < settings.sinks
+    if settings.shuffled:
+        query_places, key_places = (
+            shuffled_places(each, settings.period, settings.sinks) for each in (query_places, key_places)
+        )
+    steps_BNM = query_places[..., :, None] - key_places[..., None, :]
     far = ring_distance(steps_BNM, settings.period, settings.distance).to(query_BHNX.dtype)
     far = torch.where(sink_BNM, 0, far)
     if settings.window is not None:

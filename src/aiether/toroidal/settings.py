@@ -118,8 +118,12 @@ def settings_of(settings: ToroidalSettings | None, options: dict[str, object]) -
     Raises
     ------
     ValueError
-        If both are given, or an option is none.
+        If both are given, an option is none, or the settings are something else.
     """
+    if settings is not None and not isinstance(settings, ToroidalSettings):
+        raise ValueError(
+            f"settings is {settings!r}: ToroidalSettings are meant; name its fields one by one instead"
+        )
     if settings is not None and options:
         raise ValueError(
             f"settings are given whole, and {', '.join(options)} beside them: give one of the two"

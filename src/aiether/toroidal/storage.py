@@ -18,15 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .architecture import check_in_memory
+
 RECORD, TENSORS = "toroidal.json", "toroidal.safetensors"
 """The record is written last: without it a folder is not complete."""
 SUFFIX = "_toroidal"
 """Of the model type of a whole one."""
+_OF_CLASSES = ("architectures", "dtype", "model_type", "toroidal", "transformers_version", "_name_or_path")
+"""Entries of a configuration that say which class it is of and where it came from."""
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _OF_DOWNLOADS = ("token", "cache_dir", "local_files_only", "force_download")
 _AS_WRITTEN: dict[str, Any] = {
@@ -59,7 +65,8 @@ def save_differences(
     Raises
     ------
     ValueError
-        If the base is not known, or is another architecture, or for an argument that only a whole model has.
+        If the base is not known, cannot be loaded, or is another architecture or of other shapes, and for an
+        argument that only a whole model has.
     """
     for name, value in asked.items():
         if name not in _AS_WRITTEN or value != _AS_WRITTEN[name]:
@@ -76,13 +83,9 @@ def save_differences(
     base = _place(base)
     state = _tensors(model, state_dict)
     dtype = main_dtype(state)
-    before = _tensors(AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True))
-    missing = before.keys() - state.keys()
-    if missing:
-        raise ValueError(
-            f"{base!r} has tensors that the model lacks, such as {min(missing)}: it is not what the model "
-            "was made of"
-        )
+    plain = _loaded_base(base, dtype)
+    before = _tensors(plain)
+    _check_tensors(base, before, state)
     changed = {name: tensor for name, tensor in state.items() if not _equal(tensor, before.get(name))}
     folder = Path(folder)
     if (folder / "config.json").is_file():
@@ -99,8 +102,53 @@ def save_differences(
         "dtype": _word(dtype),
         "dtypes": {name: _word(t.dtype) for name, t in state.items() if t.dtype != usual[name]},
         "toroidal": {**model.config.toroidal, "base": base},
+        "config": _other_settings(model, plain),
     }
     _replace(folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=1), encoding="utf-8"))
+
+
+def _loaded_base(base: str, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        raise ValueError(
+            f"the base model {base!r}, from which differences are stored, cannot be loaded: give its present "
+            "place as base=, or save the whole model with save_pretrained(folder, whole=True)"
+        ) from error
+
+
+def _other_settings(model: Any, plain: PreTrainedModel) -> dict[str, Any]:
+    """What the model's configuration has otherwise than its base's, as JSON holds it."""
+    there = plain.config.to_dict()
+    given = json.loads(json.dumps(model.config.to_dict(), default=str))
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in _OF_CLASSES and value != json.loads(json.dumps(there.get(name), default=str))
+    }
+
+
+def _check_tensors(base: str, before: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless the model has the base's tensors in their shapes, and terms beside them."""
+    beside = [name for name in state.keys() - before.keys() if ".torus." not in name]
+    if beside:
+        raise ValueError(
+            f"the model has tensors that {base!r} lacks, such as {min(beside)}: merge adapters into it "
+            "first, or save the whole model with save_pretrained(folder, whole=True)"
+        )
+    missing = before.keys() - state.keys()
+    if missing:
+        raise ValueError(
+            f"{base!r} has tensors that the model lacks, such as {min(missing)}: it is not what the model "
+            "was made of"
+        )
+    for name, tensor in before.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(
+                f"{name} is {tuple(state[name].shape)}, and {tuple(tensor.shape)} in {base!r}, whose "
+                "configuration is the one that differences are loaded with: save the whole model with "
+                "save_pretrained(folder, whole=True)"
+            )
 
 
 def _write_generation(model: Any, path: Path) -> None:
@@ -111,8 +159,9 @@ def _write_generation(model: Any, path: Path) -> None:
 
 
 def forget_differences(folder: str | Path) -> None:
-    """Take the record out of a folder, which then holds no differences."""
-    (Path(folder) / RECORD).unlink(missing_ok=True)
+    """Take the differences out of a folder, the record first, without which there are none."""
+    for name in (RECORD, TENSORS):
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def _place(base: str) -> str:
@@ -145,26 +194,35 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     Raises
     ------
     ValueError
-        If the folder is neither, a name on the Hub cannot be had, or the base model is not the one that it
-        was written for.
+        If the folder is neither or damaged, a name on the Hub cannot be had, or the base model is not the one
+        that it was written for. Where it is loaded in another type than it was saved in, or quantized, it is
+        loaded once before in its own, to be compared.
     """
     from .decoders import retrofit
 
+    if kwargs.get("output_loading_info"):
+        raise ValueError("output_loading_info is not told of models with toroidal layers: leave it out")
     if "torch_dtype" in kwargs:  # as transformers called it once, and still takes it
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     folder = _local(folder, kwargs)
     if not (folder / RECORD).is_file():
         return _load_whole(folder, **{"use_safetensors": True, **kwargs})
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    changed = load_file(folder / TENSORS)
+    record, changed = _read(folder)
     if Path(record["base"]).is_absolute() and not Path(record["base"]).is_dir():
         raise ValueError(
             f"the base model {record['base']!r} is not there any more: put it back, or write its new place "
             f'under "base" in {folder / RECORD}'
         )
     kwargs = {"dtype": record["dtype"], "use_safetensors": True, **kwargs}
-    model = AutoModelForCausalLM.from_pretrained(record["base"], **kwargs)
-    as_saved = _word(main_dtype(_tensors(model))) == record["dtype"]
+    as_saved = str(kwargs["dtype"]).removeprefix("torch.") == record["dtype"]
+    as_saved = as_saved and kwargs.get("quantization_config") is None
+    if not as_saved:
+        asked = {key: kwargs[key] for key in _OF_DOWNLOADS if key in kwargs}
+        asked |= {"dtype": record["dtype"], "use_safetensors": True}
+        _check_base(AutoModelForCausalLM.from_pretrained(record["base"], **asked), record, changed)
+    settings = {} if "config" in kwargs else record.get("config", {})
+    model = AutoModelForCausalLM.from_pretrained(record["base"], **{**settings, **kwargs})
+    check_in_memory(model)
     if as_saved:
         _check_base(model, record, changed)
     held = dict(record["toroidal"])
@@ -179,6 +237,17 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
     if (folder / GENERATION_CONFIG_NAME).is_file() and "generation_config" not in kwargs:
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The record and the tensors of a folder of differences."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return record, load_file(folder / TENSORS)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise ValueError(
+            f"{folder} is damaged: its {RECORD} or {TENSORS} cannot be read ({error}); copy the folder anew"
+        ) from error
 
 
 def _local(name: str | Path, kwargs: dict[str, Any]) -> Path:
@@ -222,7 +291,19 @@ def _load_whole(folder: Path, **kwargs: Any) -> PreTrainedModel:
             f"{folder} holds a model of type {model_type!r}, without toroidal layers: load "
             "it with transformers and call aiether.retrofit on it"
         )
-    return AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    return _class_of(folder).from_pretrained(folder, **kwargs)
+
+
+def _class_of(folder: Path) -> Any:
+    """The class that a whole model was saved from, by the name in its configuration: heads differ."""
+    from .decoders import toroidal_class_of
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in config.get("architectures") or ():
+        plain = getattr(transformers, str(name).removeprefix("Toroidal"), None)
+        if isinstance(plain, type) and issubclass(plain, PreTrainedModel):
+            return toroidal_class_of(plain)
+    return AutoModelForCausalLM
 
 
 def _check_base(model: PreTrainedModel, record: dict[str, Any], changed: dict[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class TorusTerms(nn.Module):
         ValueError
             For a number outside of 0 to 1.
         """
-        if not 0 <= progress <= 1:
+        if not isinstance(progress, Real) or not 0 <= progress <= 1:
             raise ValueError(f"progress is {progress}: from 0 (plain attention) to 1 (the targets) is meant")
         self.active = progress > 0
         self.progress.fill_(progress)

@@ -33,7 +33,7 @@ from aiether.evaluation import (
     text_windows,
     watch_peak,
 )
-from aiether.evaluation.loss import Counted
+from aiether.evaluation.loss import Counted, check_bf16
 
 from . import _format as fmt
 from .against import Against, base_folder, check_same
@@ -219,6 +219,7 @@ def evaluate(
     _validate(dataset_path, (tokenizer, token_dtype), batch_size, windows, parity_tokens)
     model_dir, target = find_model(path), find_device(device)
     model = _loaded(model_dir, trust_remote_code, halt_q, bf16=bf16).to(target)
+    check_bf16(model, bf16)
     base = None if against is None else _base(against, path, model, tokenizer, trust_remote_code, bf16)
     if dataset_path is None:
         text = _own_split(path, cache_dir, report)
