@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 import aiether
 from aiether.cli import main
 from aiether.compat import finetune_modern
-from aiether.retrofitting import job
+from aiether.retrofitting import inputs, job
 from aiether.retrofitting.inputs import RetrofitJob, load_base
 
 DOOR = Path(__file__).parents[2] / "scripts" / "finetune_modern.py"
@@ -168,6 +168,16 @@ def test_mistakes_are_one_line_and_leave_no_model(
     assert len([line for line in told if line.startswith("aiether retrofit:")]) == 1
     assert named in told[-1]
     assert not (tmp_path / "x" / "toroidal.json").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "no/where", "no/such/place"])
+def test_a_model_that_is_not_there_is_named(
+    name: str, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(inputs, "no_answer", lambda name, kind: OSError("no network"))
+    out = ["--layers", "0", "--output_dir", str(tmp_path / "x")]
+    assert main(words(Path(name), text, *out)) == 2
+    assert f"'{name}' is not a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("trust", [False, True])

@@ -68,6 +68,12 @@ def test_a_converted_model_is_the_one_that_it_was(case: FamilyCase) -> None:
             assert (toroidal(tokens()).logits - before).abs().max() > 1e-3, "and it moves"
 
 
+def test_a_model_that_has_not_moved_yet_conforms() -> None:
+    report = check_conformance(converted(progress=0.0), length=16)
+    assert [check.passed for check in report.checks] == [True] * len(CHECKS), str(report)
+    assert "take no part yet" in str(report)
+
+
 @pytest.mark.parametrize("case", CONVERTED, ids=lambda case: case.name)
 def test_a_converted_family_conforms(case: FamilyCase) -> None:
     report = check_conformance(converted(case), length=16)

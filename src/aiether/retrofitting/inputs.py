@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from aiether.data import DataConfig, Progress, TokenFile, whole_text
+from aiether.data._reach import no_answer
 from aiether.evaluation import cut_windows
 from aiether.evaluation.windows import Window
 from aiether.integrations import without_progress_bars
@@ -98,17 +99,30 @@ def load_base(job: RetrofitJob) -> Any:
     Raises
     ------
     ValueError
-        For a folder that holds a model with toroidal layers.
+        For a folder that holds a model with toroidal layers, and a name that is no folder and not to be had.
     """
     if Path(job.weights).is_dir() and is_toroidal(job.weights):
         raise ValueError(
             f"{job.model!r} holds a model with toroidal layers already: begin from the model that it was "
             "made of"
         )
-    with without_progress_bars():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            job.weights, dtype="auto", use_safetensors=True, trust_remote_code=job.trust_remote_code
-        )
+    away = None if Path(job.weights).is_dir() else no_answer(job.weights, "model")  # without many retries
+    try:
+        with without_progress_bars():
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                job.weights,
+                dtype="auto",
+                use_safetensors=True,
+                trust_remote_code=job.trust_remote_code,
+                local_files_only=away is not None,
+            )
+    except OSError as error:
+        if away is None:
+            raise
+        raise ValueError(
+            f"{job.model!r} is not a folder, and as a name on the Hub it cannot be had "
+            f"({(str(away) or type(away).__name__).splitlines()[0]}): check the name and the network"
+        ) from error
     return model.to(find_device(job.device)).eval()
 
 

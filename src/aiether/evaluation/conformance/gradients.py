@@ -20,10 +20,21 @@ def gradient(trial: Trial) -> Check:
     """After backward of several batches every trainable tensor has a gradient, finite and not zero.
 
     A tensor behind a factor of zero (a gate at its start, LoRA's second matrix) has gradient zero there and
-    no other fault: where one is zero, it is looked for again with a little noise on all weights.
+    no other fault: where one is zero, it is looked for again with a little noise on all weights. Tensors of
+    modules that say they take no part yet (`active` is False, as of a torus at progress 0) are left out.
     """
     name, model = "gradient", trial.model
-    trained = {key: tensor for key, tensor in model.named_parameters() if tensor.requires_grad}
+    idle = {
+        id(tensor)
+        for module in model.modules()
+        if getattr(module, "active", True) is False
+        for tensor in module.parameters()
+    }
+    trained = {
+        key: tensor
+        for key, tensor in model.named_parameters()
+        if tensor.requires_grad and id(tensor) not in idle
+    }
     if not trained:
         return Check.not_applicable(name, "no parameter requires a gradient")
     _backward(trial)
@@ -41,6 +52,7 @@ def gradient(trial: Trial) -> Check:
         ", ".join(told),
         f"zero at these weights and not beside them: {', '.join(asleep)}" if asleep else "",
         f"frozen and not looked at: {frozen} of {frozen + len(trained)} tensors" if frozen else "",
+        f"take no part yet and not looked at: {len(idle)} tensors" if idle else "",
     ]
     where = f"{len(faults)} of {len(trained)} tensors" if faults else ""
     detail = "; ".join(filter(None, details))
