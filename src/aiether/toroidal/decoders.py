@@ -36,6 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .architecture import attention_modules, check_conversion, has_window, head_dim_of
 from .attention import Places, toroidal_attention
+from .kernels import QUERIES
 from .over_ranks import attend_over_shards, check_mask, current_shards
 from .settings import Backend, ToroidalSettings, settings_of
 from .storage import SUFFIX, forget_differences, save_differences
@@ -45,8 +46,6 @@ IMPLEMENTATION = "aiether_toroidal"
 """The name under which transformers finds the attention and its mask."""
 _FOREIGN = ("position_bias", "s_aux", "softcap")
 """What transformers' attention functions may be given and a torus has no place for."""
-_QUERIES = 512
-"""Queries of a mask that are looked at at once."""
 
 
 def retrofit(
@@ -463,7 +462,7 @@ def _places(num_queries: int, num_keys: int, mask: Tensor | None, device: torch.
         bias = mask.masked_fill(~allowed, 0)
     rows_BNM = allowed[:, 0]
     places_BM = rows_BNM.any(1).long().cumsum(-1) - 1
-    blocks = rows_BNM.split(_QUERIES, 1)
+    blocks = rows_BNM.split(QUERIES, 1)
     own_BN = torch.cat([(rows * numbers).amax(-1) for rows in blocks], 1)
     seen_BN = torch.cat([rows.long().argmax(-1) for rows in blocks], 1)
     begun_BN = _begins(seen_BN, own_BN, num_keys)

@@ -68,12 +68,7 @@ def save_differences(
         If the base is not known, cannot be loaded, or is another architecture or of other shapes, and for an
         argument that only a whole model has.
     """
-    for name, value in asked.items():
-        if name not in _AS_WRITTEN or value != _AS_WRITTEN[name]:
-            raise ValueError(
-                f"save_pretrained was given {name}={value!r}, which is for whole models: what differs from a "
-                "base is one file in a folder; leave it out, or save the whole model with whole=True"
-            )
+    _check_asked(asked)
     base = base or model.config.toroidal.get("base") or model._made_of
     if not base:
         raise ValueError(
@@ -105,6 +100,15 @@ def save_differences(
         "config": _other_settings(model, plain),
     }
     _replace(folder / RECORD, lambda path: path.write_text(json.dumps(record, indent=1), encoding="utf-8"))
+
+
+def _check_asked(asked: Mapping[str, Any]) -> None:
+    for name, value in asked.items():
+        if name not in _AS_WRITTEN or value != _AS_WRITTEN[name]:
+            raise ValueError(
+                f"save_pretrained was given {name}={value!r}, which is for whole models: what differs from a "
+                "base is one file in a folder; leave it out, or save the whole model with whole=True"
+            )
 
 
 def _loaded_base(base: str, dtype: torch.dtype) -> PreTrainedModel:
@@ -198,15 +202,19 @@ def load(folder: str | Path, **kwargs: Any) -> PreTrainedModel:
         that it was written for. Where it is loaded in another type than it was saved in, or quantized, it is
         loaded once before in its own, to be compared.
     """
-    from .decoders import retrofit
-
-    if kwargs.get("output_loading_info"):
-        raise ValueError("output_loading_info is not told of models with toroidal layers: leave it out")
     if "torch_dtype" in kwargs:  # as transformers called it once, and still takes it
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     folder = _local(folder, kwargs)
     if not (folder / RECORD).is_file():
         return _load_whole(folder, **{"use_safetensors": True, **kwargs})
+    return _load_differences(folder, **kwargs)
+
+
+def _load_differences(folder: Path, **kwargs: Any) -> PreTrainedModel:
+    from .decoders import retrofit
+
+    if kwargs.get("output_loading_info"):
+        raise ValueError("output_loading_info is not told of what differs from a base: leave it out")
     record, changed = _read(folder)
     if Path(record["base"]).is_absolute() and not Path(record["base"]).is_dir():
         raise ValueError(
