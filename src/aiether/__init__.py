@@ -48,6 +48,19 @@ _HOMES = {
     "retrofit": "toroidal",
 }
 
+_PARTS = (
+    "adaptive",
+    "data",
+    "evaluation",
+    "geometry",
+    "growth",
+    "integrations",
+    "retrofitting",
+    "study",
+    "toroidal",
+    "training",
+)
+
 __all__ = [
     "Extrapolator",
     "Family",
@@ -70,10 +83,6 @@ __all__ = [
     "migrate",
     "retrofit",
 ]
-
-
-_PARTS = ("adaptive", "data", "evaluation", "geometry", "growth", "integrations", "retrofitting", "study")
-_PARTS += ("toroidal", "training")
 
 
 def __getattr__(name: str) -> Any:

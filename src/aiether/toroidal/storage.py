@@ -123,12 +123,9 @@ def _loaded_base(base: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def _other_settings(model: Any, plain: PreTrainedModel) -> dict[str, Any]:
     """What the model's configuration has otherwise than its base's, as JSON holds it."""
-    there = plain.config.to_dict()
-    given = json.loads(json.dumps(model.config.to_dict(), default=str))
+    given, there = (json.loads(json.dumps(each.config.to_dict(), default=str)) for each in (model, plain))
     return {
-        name: value
-        for name, value in given.items()
-        if name not in _OF_CLASSES and value != json.loads(json.dumps(there.get(name), default=str))
+        name: value for name, value in given.items() if name not in _OF_CLASSES and value != there.get(name)
     }
 
 
